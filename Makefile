@@ -1,0 +1,61 @@
+# Everything starts here: each target is complete on a fresh Debian or Ubuntu with Python 3.11 to 3.14.
+#   DEVICE=cpu|cuda12|tpu   overrides the detected device        PYTHON=python3.13   picks the interpreter
+.DEFAULT_GOAL := help
+.PHONY: help install dev demo test test-slow check format acceptance train doctor lock clean
+
+export DEVICE PYTHON
+PY := .venv/bin/python
+# Two workers on two cores; more where there are more, each with a JAX of its own.
+PYTEST := $(PY) -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=worksteal
+CONFIG ?= configs/tiny.py
+WORKDIR ?= runs/tiny
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: ## create .venv and install what this machine needs (done by every target)
+	@./setup.sh
+
+demo: install ## an embedded portrait speaks an embedded recording: talk.mp4
+	$(PY) -m infer.stream --output=talk.mp4 --overwrite
+
+dev:
+	@./setup.sh --dev
+
+test: dev ## all tests but the slow ones
+	$(PYTEST) -m "not slow and not acceptance"
+
+test-slow: dev ## the slow tests
+	$(PYTEST) -m "slow and not acceptance"
+
+check: dev ## format, lint, types and fast tests: what a commit must pass
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m pyright
+	$(PYTEST) -m "not slow and not acceptance"
+
+format: dev ## let ruff rewrite the sources
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+acceptance: dev ## the promised figures, all or one AREA=first_light, written to docs/acceptance.md
+	AVATAR_ACCEPTANCE_WRITE=docs/acceptance.md $(PY) -m pytest -q -m acceptance tests/acceptance$(AREA:%=/test_%.py)
+
+train: install ## the whole tiny recipe, resumable at any point: WORKDIR=runs/tiny
+	$(PY) -m train.vae --config=$(CONFIG) --workdir=$(WORKDIR)/vae
+	$(PY) -m train.latents --config=$(CONFIG) --vae=$(WORKDIR)/vae/vae.safetensors --workdir=$(WORKDIR)/latents
+	$(PY) -m train.pretrain --config=$(CONFIG) --latents=$(WORKDIR)/latents --workdir=$(WORKDIR)/pretrain
+
+doctor: install ## what this machine has and whether it works
+	@$(PY) -m infer.doctor
+
+lock: dev ## resolve constraints.txt again, for all Pythons and devices at once
+	@$(PY) -m pip install -q uv
+	@{ sed -n '1,/^$$/p' constraints.txt | grep '^#'; echo; \
+	  { sed 's/^jax\[cuda12\]/jax[cuda12,tpu]/' requirements.txt; cat requirements-dev.txt; } \
+	  | .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate -; } >constraints.new
+	@mv constraints.new constraints.txt
+
+clean: ## remove .venv and caches (not runs/)
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

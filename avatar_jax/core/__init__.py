@@ -1,0 +1,1 @@
+"""Level 0: parameter specs, sharding axes, configuration and tree helpers."""

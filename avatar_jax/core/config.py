@@ -1,0 +1,299 @@
+"""The configuration schema: typed dataclasses, split by meaning, validated once at the door.
+
+Modules under `configs/` return a `Config` from `get_config()`; absl overrides fields (`--config.stream.steps=8`).
+Dataclasses are hashable and treated as frozen after `validate`, so they are static arguments under `jax.jit`.
+"""
+
+import dataclasses
+import difflib
+import json
+from typing import Any
+
+AUDIO_TOKENS_PADDING = 1  # the audio encoder appends one learned padding token (Wan2.2-S2V)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class VideoConfig:
+    """Pixel geometry. Sizes in pixels, `fps` in frames a second."""
+
+    height: int
+    width: int
+    fps: int
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class MelConfig:
+    """Causal log-mel front end (samples, hertz)."""
+
+    audio_hz: int
+    fps: int
+    hop_samples: int
+    window_samples: int
+    fft: int
+    mels: int
+    low_hz: float
+    high_hz: float
+    floor: float
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Audio samples of one video frame."""
+        return self.audio_hz // self.fps
+
+    @property
+    def features(self) -> int:
+        """Width of one video frame's feature vector."""
+        return self.samples_per_frame // self.hop_samples * self.mels
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class VaeConfig:
+    """Causal video VAE (Wan 2.1 form). Spatial stride = pixel_patch * 2^(stages-1), temporal = 2^sum(temporal)."""
+
+    width: int  # channels of the first stage
+    mult: tuple[int, ...]  # channel multiple of each stage
+    temporal: tuple[bool, ...]  # which of the len(mult)-1 downsamplings halve time too
+    res_blocks: int
+    latent_channels: int
+    pixel_patch: int  # pixels folded into channels before the first convolution (Wan 2.2 form); 1 for Wan 2.1
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels of one latent, in each direction."""
+        return self.pixel_patch * 2 ** (len(self.mult) - 1)
+
+    @property
+    def temporal_stride(self) -> int:
+        """Video frames of one latent frame (after the first)."""
+        return 2 ** sum(self.temporal)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class DitConfig:
+    """Causal diffusion transformer (Wan block form)."""
+
+    width: int
+    heads: int
+    layers: int
+    ffn: int
+    freq: int  # sinusoid features of the timestep
+    patch: int  # latent pixels of one token, each direction
+    latent_channels: int
+    text_width: int  # 0 leaves text cross-attention out
+    text_tokens: int
+    audio_width: int  # features of one video frame
+    audio_layers: int  # feature layers mixed by learned weights (25 for wav2vec2, 1 for mel)
+    audio_tokens: int  # local tokens of one latent frame, padding token not counted
+    audio_inject: tuple[int, ...]  # block indices followed by an audio injector
+    eps: float
+    rope_theta: float
+    layer_loop: str  # "scan" or "unroll"
+    compute_dtype: str
+    attention: str  # kernel name, see avatar_jax/nn/attention.py
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class StreamConfig:
+    """Block autoregression. Lengths in latent frames unless named otherwise."""
+
+    engine: str
+    steps: int  # denoising steps of one block
+    shift: float  # flow-matching time shift
+    block_latents: int
+    window_blocks: int  # attention window, the current block included
+    history: (
+        str  # "timestep": one cache a step at its own noise level; "clean": one cache, refreshed at t = 0
+    )
+    reference_offset: int  # rope distance of the reference ahead of the block's first latent
+    audio_context: int  # video frames of left context given to the audio encoder
+    seed: int
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class MeshConfig:
+    """Device mesh: axis sizes, -1 fills."""
+
+    data: int
+    tensor: int
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class DataConfig:
+    """Training clips of the drawn world."""
+
+    seed: int
+    clips: int
+    video_frames: int
+    workers: int
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class OptimConfig:
+    """AdamW with warm-up and cosine decay, EMA of the weights."""
+
+    batch: int
+    steps: int
+    rate: float
+    warmup: int
+    beta2: float
+    decay: float
+    clip: float
+    ema: float
+    log_every: int
+    save_every: int
+    minutes: float  # stop training after this much wall time (0: never)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class TrainConfig:
+    """What each training stage needs beside the networks."""
+
+    vae: OptimConfig
+    vae_image_steps: int  # first steps on single frames, before clips
+    vae_clip_latents: int  # latent frames of a training clip after the first
+    vae_kl: float
+    dit: OptimConfig
+    dit_blocks: int  # blocks of a training window
+    dit_shift: float  # time shift of the training noise law
+    dit_clean: float  # share of nearly clean blocks, the history a stream sees
+    dit_drop_audio: float
+    dit_reference_span: tuple[
+        int, int
+    ]  # rope position of the reference relative to the window's first latent
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Config:
+    """A run: every number of the model, the stream and its training."""
+
+    name: str
+    video: VideoConfig
+    mel: MelConfig
+    vae: VaeConfig
+    dit: DitConfig
+    stream: StreamConfig
+    mesh: MeshConfig
+    data: DataConfig
+    train: TrainConfig
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Latent rows and columns."""
+        return self.video.height // self.vae.spatial_stride, self.video.width // self.vae.spatial_stride
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns of one latent frame."""
+        rows, columns = self.latent_size
+        return rows // self.dit.patch, columns // self.dit.patch
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one latent frame."""
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def block_frames(self) -> int:
+        """Video frames of one block."""
+        return self.stream.block_latents * self.vae.temporal_stride
+
+    @property
+    def block_samples(self) -> int:
+        """Audio samples of one block."""
+        return self.block_frames * self.mel.samples_per_frame
+
+
+def _require(condition: bool, field: str, value: Any, constraint: str) -> None:
+    if not condition:
+        raise ValueError(f"config.{field}={value!r}: {constraint}")
+
+
+def validate(cfg: Config) -> Config:
+    """Returns `cfg` if it describes a possible system; raises ValueError naming the dotted field otherwise."""
+    v, d, s, m = cfg.video, cfg.dit, cfg.stream, cfg.mel
+    cell = cfg.vae.spatial_stride * d.patch
+    for name, size in (("height", v.height), ("width", v.width)):
+        _require(
+            size > 0 and size % cell == 0, f"video.{name}", size, f"must be a positive multiple of {cell}"
+        )
+    _require(v.fps == m.fps, "mel.fps", m.fps, f"must equal video.fps={v.fps}")
+    _require(m.audio_hz % m.fps == 0, "mel.audio_hz", m.audio_hz, f"must be a multiple of fps={m.fps}")
+    _require(
+        m.samples_per_frame % m.hop_samples == 0, "mel.hop_samples", m.hop_samples, "must divide a frame"
+    )
+    _require(
+        m.window_samples <= m.fft, "mel.window_samples", m.window_samples, f"must not exceed fft={m.fft}"
+    )
+    _require(
+        len(cfg.vae.temporal) == len(cfg.vae.mult) - 1,
+        "vae.temporal",
+        cfg.vae.temporal,
+        "one per downsampling",
+    )
+    _require(
+        cfg.vae.temporal_stride == 4, "vae.temporal", cfg.vae.temporal, "the audio encoder needs stride 4"
+    )
+    _require(
+        d.latent_channels == cfg.vae.latent_channels,
+        "dit.latent_channels",
+        d.latent_channels,
+        "must equal vae's",
+    )
+    _require(
+        d.heads > 0 and d.width % (2 * d.heads) == 0,
+        "dit.heads",
+        d.heads,
+        f"must split width={d.width} evenly",
+    )
+    _require(
+        d.width % d.audio_tokens == 0, "dit.audio_tokens", d.audio_tokens, f"must divide width={d.width}"
+    )
+    _require(
+        d.audio_width == m.features, "dit.audio_width", d.audio_width, f"must equal mel features {m.features}"
+    )
+    _require(
+        all(0 <= i < d.layers for i in d.audio_inject),
+        "dit.audio_inject",
+        d.audio_inject,
+        "block out of range",
+    )
+    _require(d.layer_loop in ("scan", "unroll"), "dit.layer_loop", d.layer_loop, "must be 'scan' or 'unroll'")
+    _require(s.engine == "sink", "stream.engine", s.engine, "must be 'sink'")
+    _require(s.history in ("timestep", "clean"), "stream.history", s.history, "must be 'timestep' or 'clean'")
+    for name in ("steps", "block_latents", "window_blocks"):
+        _require(getattr(s, name) >= 1, f"stream.{name}", getattr(s, name), "must be at least 1")
+    _require(s.shift > 0, "stream.shift", s.shift, "must be positive")
+    _require(s.audio_context >= 5, "stream.audio_context", s.audio_context, "the encoder sees 5 frames back")
+    _require(s.audio_context % 4 == 1, "stream.audio_context", s.audio_context, "must be 1 modulo 4")
+    _require(
+        cfg.data.video_frames % cfg.block_frames == 0,
+        "data.video_frames",
+        cfg.data.video_frames,
+        "whole blocks",
+    )
+    return cfg
+
+
+def field_names(node: Any, prefix: str = "config") -> list[str]:
+    """Dotted names of every field below a config node."""
+    names = []
+    for field in dataclasses.fields(node):
+        value, name = getattr(node, field.name), f"{prefix}.{field.name}"
+        names += field_names(value, name) if dataclasses.is_dataclass(value) else [name]
+    return names
+
+
+def nearest_fields(cfg: Config, wrong: str, count: int = 3) -> list[str]:
+    """The field names closest to a mistyped one, best first."""
+    return difflib.get_close_matches(wrong, field_names(cfg), n=count, cutoff=0.5)
+
+
+def to_json(cfg: Config) -> str:
+    """The resolved configuration as indented JSON, written beside every run's output."""
+    return json.dumps(dataclasses.asdict(cfg), indent=2)

@@ -1,0 +1,68 @@
+"""Encoded clips on disk: ArrayRecord shards of latents and sound, and the training windows cut from them.
+
+A record holds one clip of one identity: latents [1 + 3n, h, w, C] whose first is the reference image (also the VAE's
+first frame, as in a stream) and log-mel features [12n, audio_width] of the video frames that follow it.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from safetensors.numpy import load, save
+
+from avatar_jax.core.config import Config
+
+Record = dict[str, np.ndarray]
+
+
+def shard_path(folder: pathlib.Path, shard: int) -> pathlib.Path:
+    """Where a shard lies."""
+    return folder / f"clips-{shard:05d}.array_record"
+
+
+def write_shard(path: pathlib.Path, records: list[Record]) -> None:
+    """Writes a shard whole: a killed writer leaves nothing under the final name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    writer = ArrayRecordWriter(str(partial), "group_size:1")
+    for record in records:
+        writer.write(save({name: np.ascontiguousarray(value) for name, value in record.items()}))
+    writer.close()
+    partial.replace(path)
+
+
+class _Window(grain.transforms.RandomMap):
+    """Cuts a random run of blocks out of a clip; the sound's left context is silence before the clip's start."""
+
+    def __init__(self, cfg: Config, silence: np.ndarray):
+        self._cfg, self._silence = cfg, silence
+
+    def random_map(self, element: bytes, rng: np.random.Generator) -> Mapping[str, Any]:
+        cfg, record = self._cfg, load(element)
+        latents, sound = record["latent"], record["features"]
+        length, blocks = cfg.stream.block_latents, cfg.train.dit_blocks
+        first = int(rng.integers((len(latents) - 1) // length - blocks + 1))
+        context = cfg.stream.audio_context
+        heard = np.concatenate([np.tile(self._silence, (context, 1)).astype(sound.dtype), sound])
+        start, frames = first * cfg.block_frames, blocks * cfg.block_frames
+        return {
+            "latent": latents[1 + first * length : 1 + (first + blocks) * length],
+            "reference": latents[:1],
+            "features": heard[start : start + context + frames, None],
+        }
+
+
+def window_dataset(folder: pathlib.Path, cfg: Config, *, silence: np.ndarray, batch: int) -> grain.MapDataset:
+    """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, A, 1, W].
+
+    Raises:
+      ValueError: no shards in `folder`.
+    """
+    shards = sorted(str(path) for path in folder.glob("clips-*.array_record"))
+    if not shards:
+        raise ValueError(f"no encoded clips in {folder}; run train.latents with the same --workdir first")
+    records = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(shards)).seed(cfg.data.seed)
+    return records.shuffle().repeat().random_map(_Window(cfg, silence)).batch(batch)

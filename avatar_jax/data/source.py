@@ -1,0 +1,85 @@
+"""Talking clips of the drawn world as a grain source: everything follows from (seed, index)."""
+
+import dataclasses
+from typing import Any
+
+import grain
+import numpy as np
+
+from avatar_jax.data.controls import sample_motion
+from avatar_jax.data.identity import Identity, sample_identity
+from avatar_jax.data.speech import utterance
+from avatar_jax.data.world import reference, render_clip
+
+WHO, SPEECH, MOTION, PORTRAIT = range(4)  # one independent generator each
+
+
+def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([seed, index, stream]))
+
+
+def identity_of(seed: int, index: int) -> Identity:
+    """Who speaks in clip `index`."""
+    return sample_identity(_generator(seed, index, WHO))
+
+
+def clip(
+    seed: int, index: int, *, video_frames: int, size: int = 96, audio_hz: int = 16_000, fps: int = 25
+) -> dict[str, np.ndarray]:
+    """One identity says one utterance.
+
+    Returns:
+      "frames" uint8 [T, size, size, 3], "waveform" float32 [T audio_hz / fps], "reference" uint8 [size, size, 3],
+      "controls" float32 [T, 13] in the order of `controls.CONTROL_NAMES` (the truth of every frame) and "identity"
+      float32 [V].
+    """
+    who = identity_of(seed, index)
+    spoken = utterance(
+        _generator(seed, index, SPEECH), video_frames * audio_hz // fps, audio_hz=audio_hz, fps=fps
+    )
+    motion = sample_motion(
+        _generator(seed, index, MOTION),
+        video_frames,
+        spoken.opening,
+        mouth_open=spoken.opening,
+        mouth_width=spoken.width,
+    )
+    return {
+        "frames": render_clip(who, motion, size),
+        "waveform": spoken.waveform,
+        "reference": reference(who, _generator(seed, index, PORTRAIT), size),
+        "controls": motion.as_array(),
+        "identity": who.vector(),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSource:
+    """`count` clips of `video_frames` frames, random access: a `grain.RandomAccessDataSource`."""
+
+    seed: int
+    size: int
+    video_frames: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"clip {index} of {self.count}")
+        return clip(self.seed, int(index), video_frames=self.video_frames, size=self.size)
+
+
+def make_dataset(
+    source: WorldSource, *, batch: int, seed: int, shard_index: int, shard_count: int, epochs: int | None
+) -> grain.MapDataset:
+    """Shuffled batches of this process's share of the clips; `epochs=None` repeats for ever.
+
+    Raises:
+      ValueError: a shard outside 0..shard_count - 1.
+    """
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f"shard_index={shard_index}: must be in 0..{shard_count - 1}")
+    mine = grain.MapDataset.source(source).seed(seed)[shard_index::shard_count]
+    return mine.shuffle().repeat(epochs).batch(batch)

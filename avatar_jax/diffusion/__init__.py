@@ -1,0 +1,1 @@
+"""Level 2: flow-matching mathematics; sees arrays, imports no model."""

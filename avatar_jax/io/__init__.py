@@ -1,0 +1,1 @@
+"""Level 3: everything that crosses the process boundary: recordings, portraits, videos, weights."""

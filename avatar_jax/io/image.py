@@ -1,0 +1,82 @@
+"""Portraits: any PNG, JPEG or WebP to the model's frame, without distortion and without black bars."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from avatar_jax.io.errors import InputError, open_input
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+LIMIT_PIXELS = 16 * 2**20  # 4096 x 4096: a 20 KB PNG can decode to 800 MB (decompression bombs)
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+@contextlib.contextmanager
+def _boundary(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Decoders raise many exception types on damaged bytes: all become InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except InputError:
+        raise
+    except BOMBS as error:  # Pillow's own limit acts while the header is read, above ours
+        raise InputError(
+            f"{path}: is larger than 16 megapixels (4096 x 4096); scale the portrait down"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(
+            f"{path}: is not a PNG, JPEG or WebP image; export the portrait as one of them"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"{path}: is a damaged image that cannot be decoded; export the portrait again"
+        ) from error
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Any mode to RGB; transparency over white, 16-bit grey by its high byte."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 256).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _cover_box(size: tuple[int, int], height: int, width: int) -> tuple[float, float, float, float]:
+    """The largest centred box of `size` (columns, rows) with the aspect of height x width."""
+    columns, rows = size
+    scale = min(columns / width, rows / height)
+    left, top = (columns - width * scale) / 2, (rows - height * scale) / 2
+    return left, top, columns - left, rows - top
+
+
+def load_portrait(path: str | os.PathLike[str], *, height: int, width: int) -> np.ndarray:  # uint8 [H, W, 3]
+    """Reads a portrait, upright (EXIF), scaled to cover the frame and cropped at its centre.
+
+    The content decides the format, and the size is checked before a pixel is decoded. Only the first image of
+    an animation is read.
+
+    Raises:
+        InputError: missing, unreadable, not an image, damaged, or above 16 megapixels.
+    """
+    with (
+        open_input(path, kind="portrait") as file,
+        _boundary(path),
+        Image.open(file, formats=FORMATS) as image,
+    ):
+        if image.width * image.height > LIMIT_PIXELS:
+            size = f"{image.width} x {image.height} pixels"
+            raise InputError(
+                f"{path}: is {size}; the limit is 16 megapixels (4096 x 4096), scale the portrait down"
+            )
+        image.load()
+        upright = _flatten(ImageOps.exif_transpose(image))
+        box = _cover_box(upright.size, height, width)
+        return np.asarray(upright.resize((width, height), Image.Resampling.LANCZOS, box=box))

@@ -1,0 +1,40 @@
+"""Weight files: nested dicts as safetensors with `a/b/c` names, written whole or not at all."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from avatar_jax.core import spec as specs
+from avatar_jax.core import tree
+
+
+def save(path: pathlib.Path, weights: Mapping[str, Any], *, dtype: str = "float32") -> None:
+    """Writes `weights` in `dtype`; a failure leaves nothing under the final name."""
+    flat = {name: np.asarray(value, dtype) for name, value in tree.flatten(weights).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(flat, partial)
+    os.replace(partial, path)
+
+
+def load(path: pathlib.Path, spec: specs.Spec) -> dict[str, Any]:
+    """Reads weights, checks them against `spec` and casts each to its leaf's dtype.
+
+    Raises:
+      ValueError: the file is missing, unreadable, or does not fit the spec (counts and first gaps named).
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}; train them or pass another --checkpoint")
+    try:
+        flat = load_file(path)
+    except Exception as error:  # safetensors raises its own Rust type
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    weights = tree.unflatten(flat)
+    specs.check(spec, weights)
+    leaves = tree.flatten(spec)
+    return tree.unflatten({name: jnp.asarray(value, leaves[name].dtype) for name, value in flat.items()})

@@ -1,0 +1,1 @@
+"""Level 1: attention kernels, each beside its jnp oracle."""

@@ -1,0 +1,102 @@
+"""From video-rate sound features to the transformer: causal encoder and AdaIN injectors (Wan2.2-S2V form).
+
+The encoder's convolutions see the past alone: the tokens of a latent frame depend on its own four video frames and
+the five before them (live_avatar.md section 1.7), so a stream needs only `audio_context` frames of left context.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from avatar_jax.core.config import DitConfig
+from avatar_jax.core.spec import Leaf, stack
+from avatar_jax.nn import attention, dense, norm
+
+_EPS = 1e-6
+_ADAIN_EPS = 1e-5  # the published AdaIN norm keeps its library's default, unlike every other norm
+
+
+def _conv_spec(inputs: int, outputs: int) -> dict[str, Leaf]:
+    return {"w": Leaf((3, inputs, outputs), (None, None, None)), "b": Leaf((outputs,), (None,), "zeros")}
+
+
+def encoder_spec(cfg: DitConfig) -> dict:
+    """Weights of the causal audio encoder."""
+    width, group = cfg.width, cfg.width // cfg.audio_tokens
+    return {
+        "layers": Leaf((cfg.audio_layers,), (None,), "ones", 0.01),
+        "local": _conv_spec(cfg.audio_width, width),
+        "global": _conv_spec(cfg.audio_width, group),
+        "conv2": _conv_spec(group, width // 2),
+        "conv3": _conv_spec(width // 2, width),
+        "final": dense.spec(width, width, ("embed", "embed")),
+        "padding": Leaf((width,), (None,), "zeros"),
+    }
+
+
+def injector_spec(cfg: DitConfig) -> dict:
+    """Weights of all injectors, stacked along their own axis."""
+    one = {
+        "attention": attention.spec(cfg.width, "zeros"),
+        "adain": dense.spec(cfg.width, 2 * cfg.width, ("embed", None)),
+    }
+    return stack(one, len(cfg.audio_inject))
+
+
+def _causal(p: dict, x: jax.Array, stride: int) -> jax.Array:
+    """Kernel 3, two copies of the first step on its left. x: [B, A, C] -> [B, ceil(A / stride), O]."""
+    padded = jnp.concatenate([x[:, :1], x[:, :1], x], 1)
+    length = x.shape[1]
+    stacked = jnp.concatenate([padded[:, i : i + length : stride] for i in range(3)], -1)
+    return stacked @ p["w"].reshape(-1, p["w"].shape[-1]) + p["b"]
+
+
+def _halve_twice(p: dict, x: jax.Array) -> jax.Array:
+    """The convolutions both paths share: LN, SiLU, then twice (stride-2 conv, LN, SiLU). [B, A, C] -> [B, A', D]."""
+    for name in ("conv2", "conv3"):
+        x = _causal(p[name], jax.nn.silu(norm.layer_norm(x, _EPS)), 2)
+    return jax.nn.silu(norm.layer_norm(x, _EPS))
+
+
+def encode(p: dict, features: jax.Array, *, context: int, cfg: DitConfig) -> tuple[jax.Array, jax.Array]:
+    """Sound features to tokens of latent frames, in float32.
+
+    Args:
+      p: weights of `encoder_spec`.
+      features: [B, context + 4F, layers, audio_width], one row a video frame.
+      context: leading video frames that only serve as left context; 5 or more, 1 modulo 4.
+      cfg: transformer configuration.
+
+    Returns:
+      local tokens [B, F, audio_tokens + 1, D] and one global token [B, F, D].
+    """
+    mix = jax.nn.silu(p["layers"])
+    sound = jnp.einsum("balw,l->baw", features.astype(jnp.float32), mix / mix.sum())
+    batch, frames, _ = sound.shape
+    local = _causal(p["local"], sound, 1).reshape(batch, frames, cfg.audio_tokens, -1)
+    local = local.transpose(0, 2, 1, 3).reshape(batch * cfg.audio_tokens, frames, -1)
+    local = _halve_twice(p, local)
+    local = local.reshape(batch, cfg.audio_tokens, *local.shape[1:]).transpose(0, 2, 1, 3)
+    padding = jnp.broadcast_to(p["padding"], (*local.shape[:2], 1, cfg.width))
+    whole = dense.apply(p["final"], _halve_twice(p, _causal(p["global"], sound, 1)))
+    first = (context + 3) // 4  # outputs whose newest frame is still context
+    return jnp.concatenate([local, padding], 2)[:, first:], whole[:, first:]
+
+
+def inject(p: dict, x: jax.Array, local: jax.Array, whole: jax.Array, *, cfg: DitConfig) -> jax.Array:
+    """Adds one injector's attention over a latent frame's sound to that frame's tokens.
+
+    Args:
+      p: one injector's weights.
+      x: [B, F, f, D].
+      local: [B, F, audio_tokens + 1, D].
+      whole: [B, F, D].
+      cfg: transformer configuration.
+    """
+    batch, frames, tokens, width = x.shape
+    shift, scale = jnp.split(dense.apply(p["adain"], jax.nn.silu(whole))[:, :, None], 2, -1)
+    h = norm.layer_norm(x, _ADAIN_EPS) * (1.0 + scale) + shift
+    h = h.astype(x.dtype).reshape(batch * frames, tokens, width)
+    sound = local.astype(x.dtype).reshape(batch * frames, -1, width)
+    k, v = attention.keys_values(p["attention"], sound, heads=cfg.heads, eps=cfg.eps)
+    out = attention.cross(p["attention"], h, k, v, heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention)
+    return x + out.reshape(x.shape)

@@ -1,0 +1,69 @@
+"""Multi-head attention over weight dicts; the kernel is a name in the configuration, never chosen silently."""
+
+import jax
+
+from avatar_jax.core.spec import Leaf
+from avatar_jax.kernels import reference
+from avatar_jax.nn import dense, norm
+
+KERNELS = ("reference", "xla")
+
+
+def resolve(name: str, platform: str) -> str:
+    """The kernel behind `name` on a platform: "auto" is "reference" on CPU and "xla" elsewhere.
+
+    Raises:
+      ValueError: an unknown kernel name.
+    """
+    if name == "auto":
+        return "reference" if platform == "cpu" else "xla"
+    if name not in KERNELS:
+        raise ValueError(f"config.dit.attention={name!r}: must be 'auto' or one of {KERNELS}")
+    return name
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, *, kernel: str) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v. q: [B, S, N, K]; k, v: [B, W, N, K]; mask: bool to [B, N, S, W] or None."""
+    if resolve(kernel, jax.default_backend()) == "reference":
+        return reference.attention(q, k, v, mask)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+
+def spec(width: int, out_init: str = "fan_in") -> dict[str, dict[str, Leaf]]:
+    """Query, key, value and output projections with RMS-normalised queries and keys."""
+    return {
+        "q": dense.spec(width, width, ("embed", "heads")),
+        "k": dense.spec(width, width, ("embed", "heads")),
+        "v": dense.spec(width, width, ("embed", "heads")),
+        "o": dense.spec(width, width, ("heads", "embed"), out_init),
+        "norm_q": norm.rms_spec(width),
+        "norm_k": norm.rms_spec(width),
+    }
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[..., D] -> [..., N, K]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def queries(p: dict, x: jax.Array, *, heads: int, eps: float) -> jax.Array:
+    """Normalised queries; the norm is over all D channels, before the head split. [B, S, D] -> [B, S, N, K]."""
+    return split_heads(norm.rms_norm(p["norm_q"], dense.apply(p["q"], x), eps), heads)
+
+
+def keys_values(p: dict, x: jax.Array, *, heads: int, eps: float) -> tuple[jax.Array, jax.Array]:
+    """Normalised keys, and values. [B, W, D] -> two [B, W, N, K]."""
+    k = norm.rms_norm(p["norm_k"], dense.apply(p["k"], x), eps)
+    return split_heads(k, heads), split_heads(dense.apply(p["v"], x), heads)
+
+
+def output(p: dict, mixed: jax.Array) -> jax.Array:
+    """Heads joined and projected. [B, S, N, K] -> [B, S, D]."""
+    return dense.apply(p["o"], mixed.reshape(*mixed.shape[:-2], -1))
+
+
+def cross(
+    p: dict, x: jax.Array, keys: jax.Array, values: jax.Array, *, heads: int, eps: float, kernel: str
+) -> jax.Array:
+    """Attention of x [B, S, D] over given keys and values [B, W, N, K], projected."""
+    return output(p, attend(queries(p, x, heads=heads, eps=eps), keys, values, None, kernel=kernel))

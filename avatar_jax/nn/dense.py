@@ -1,0 +1,19 @@
+"""Linear layers. Weights are [in, out]; matmuls run in the input's dtype and accumulate in float32."""
+
+import jax
+import jax.numpy as jnp
+
+from avatar_jax.core.spec import Leaf
+
+
+def spec(
+    inputs: int, outputs: int, axes: tuple[str | None, str | None], init: str = "fan_in"
+) -> dict[str, Leaf]:
+    """Spec of y = x W + b."""
+    return {"w": Leaf((inputs, outputs), axes, init), "b": Leaf((outputs,), (axes[1],), "zeros")}
+
+
+def apply(p: dict, x: jax.Array) -> jax.Array:
+    """y = x W + b. x: [..., in] -> [..., out] in x's dtype."""
+    y = jnp.matmul(x, p["w"].astype(x.dtype), preferred_element_type=jnp.float32)
+    return (y + p["b"]).astype(x.dtype)

@@ -1,0 +1,102 @@
+"""Key/value memory of a stream, and the layer loop: the only file that knows how layers are laid out.
+
+One buffer a layer holds `[reference | ring of blocks]`, keys after RoPE, so attention reads it as it is: the order of
+keys does not matter. The reference's keys are kept unrotated beside it, because its position rolls with the stream.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from avatar_jax.nn.rope import Phase, rotate
+
+
+@flax.struct.dataclass
+class KVCache:
+    """One layer's memory; R reference tokens, then `window` slots of S tokens."""
+
+    k: jax.Array  # [B, R + window S, N, K], rotated
+    v: jax.Array  # [B, R + window S, N, K]
+    reference_k: jax.Array  # [B, R, N, K], not rotated
+
+
+def empty(reference_k: jax.Array, reference_v: jax.Array, slots: int) -> KVCache:
+    """A layer's memory holding the reference [B, R, N, K] and `slots` free tokens."""
+    free = jnp.zeros((reference_k.shape[0], slots, *reference_k.shape[2:]), reference_k.dtype)
+    return KVCache(
+        jnp.concatenate([reference_k, free], 1), jnp.concatenate([reference_v, free], 1), reference_k
+    )
+
+
+def commit(cache: KVCache, k: jax.Array, v: jax.Array, *, slot: jax.Array, reference: Phase) -> KVCache:
+    """Writes a block's rotated keys and its values into ring slot `slot`, and turns the reference to its position.
+
+    Args:
+      cache: the layer's memory.
+      k: [B, S, N, K], rotated.
+      v: [B, S, N, K].
+      slot: int32 [], ring slot.
+      reference: phases of the reference's current position, [R, K/2].
+    """
+    held, tokens = cache.reference_k.shape[1], k.shape[1]
+    at = (0, held + slot * tokens, 0, 0)
+    keys = jax.lax.dynamic_update_slice(cache.k, rotate(cache.reference_k, reference), (0, 0, 0, 0))
+    return cache.replace(
+        k=jax.lax.dynamic_update_slice(keys, k, at), v=jax.lax.dynamic_update_slice(cache.v, v, at)
+    )
+
+
+def readable(cache: KVCache, tokens: int) -> jax.Array:
+    """Which keys hold something when `tokens` ring tokens are filled: bool [1, 1, 1, R + slots]."""
+    return (jnp.arange(cache.k.shape[1]) < cache.reference_k.shape[1] + tokens)[None, None, None]
+
+
+def layer(tree: Any, index: int) -> Any:
+    """Layer `index` of weights or states, stacked along a leading axis or held in a tuple."""
+    return tree[index] if isinstance(tree, tuple) else jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def unstack(tree: Any, layers: int) -> tuple:
+    """Stacked layers as a tuple of layers, the form an unrolled program reads without copies."""
+    return tuple(layer(tree, index) for index in range(layers))
+
+
+def stack(layers: tuple) -> Any:
+    """The inverse of `unstack`."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+
+def loop(
+    body: Callable[[Any, Any, Any], tuple[Any, Any]],
+    x: Any,
+    weights: Any,
+    states: Any,
+    *,
+    start: int,
+    stop: int,
+) -> tuple[Any, Any]:
+    """Runs layers start..stop: `body(x, weights, state) -> (x, new state)`.
+
+    Stacked weights and states are scanned; tuples of layers are unrolled.
+
+    Returns:
+      x and the new states, in the layout of `weights`.
+    """
+    if isinstance(weights, tuple):
+        new = []
+        for index in range(start, stop):
+            x, state = body(x, weights[index], layer(states, index))
+            new.append(state)
+        return x, tuple(new)
+    part = jax.tree.map(lambda leaf: leaf[start:stop], (weights, states))
+    return jax.lax.scan(lambda carry, xs: body(carry, *xs), x, part)
+
+
+def join(parts: list) -> Any:
+    """Concatenates the states that consecutive `loop` calls returned."""
+    if isinstance(parts[0], tuple):
+        return sum(parts, ())
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

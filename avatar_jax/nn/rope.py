@@ -1,0 +1,66 @@
+"""Three-axis rotary positions with interleaved pairs; phases are computed from positions, never from a table.
+
+Angles of numpy positions are float64 on the host, so a stream's block ten million is as exact as its first: only
+their sine and cosine enter the program. Channels split as in Wan: with K/2 pairs, rows and columns take K/2 // 3
+pairs each and time the rest (live_avatar.md section 1.5).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Phase(NamedTuple):
+    """Cosine and sine of every token's angles, float32 [S, K/2] or [B, S, K/2]."""
+
+    cos: jax.Array | np.ndarray
+    sin: jax.Array | np.ndarray
+
+
+def pairs(head_size: int) -> tuple[int, int, int]:
+    """Complex channels of time, rows and columns."""
+    space = head_size // 2 // 3
+    return head_size // 2 - 2 * space, space, space
+
+
+def _angles(positions: jax.Array | np.ndarray, channels: int, theta: float) -> jax.Array | np.ndarray:
+    """Position times theta^(-j / channels). positions: [...] -> [..., channels]."""
+    frequency = theta ** (-np.arange(channels) / channels)
+    if isinstance(positions, np.ndarray):
+        return positions.astype(np.float64)[..., None] * frequency
+    return positions[..., None] * jnp.asarray(frequency, jnp.float32)
+
+
+def grid_phase(
+    times: jax.Array | np.ndarray, grid: tuple[int, int], *, head_size: int, theta: float
+) -> Phase:
+    """Phases of every token of the frames at `times`, frame-major, then row, then column.
+
+    Args:
+      times: latent-frame positions, [F] or [B, F]; numpy for exact host phases, jax inside a program.
+      grid: token rows and columns of one frame.
+      head_size: channels of a head.
+      theta: base of the frequencies.
+    """
+    xp = np if isinstance(times, np.ndarray) else jnp
+    rows, columns = grid
+    time, row, column = pairs(head_size)
+    parts = (
+        _angles(times, time, theta)[..., :, None, None, :],
+        _angles(np.arange(rows), row, theta)[:, None, :],
+        _angles(np.arange(columns), column, theta)[None, :, :],
+    )
+    full = (*times.shape, rows, columns)
+    angles = xp.concatenate([xp.broadcast_to(part, (*full, part.shape[-1])) for part in parts], -1)
+    angles = angles.reshape(*times.shape[:-1], -1, head_size // 2)
+    return Phase(xp.cos(angles).astype(np.float32), xp.sin(angles).astype(np.float32))
+
+
+def rotate(x: jax.Array, phase: Phase) -> jax.Array:
+    """Rotates interleaved pairs (2i, 2i + 1) by each token's angles. x: [B, S, N, K] -> same, in x's dtype."""
+    cos, sin = phase.cos[..., None, :], phase.sin[..., None, :]
+    real, imaginary = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    turned = jnp.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
+    return turned.reshape(x.shape).astype(x.dtype)

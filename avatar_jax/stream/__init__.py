@@ -1,0 +1,1 @@
+"""Level 4: clocks, rollouts and live sessions."""

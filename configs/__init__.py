@@ -1,0 +1,1 @@
+"""Runs as Python modules: each docstring gives the command, the device and the measured result."""

@@ -1,0 +1,46 @@
+"""The reader (avatar_jax/metrics/reader.py): the network that measures mouths and identities on drawn frames.
+
+Train:  python -m train.reader --config=configs/reader.py --workdir=runs/reader
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class ReaderConfig:
+    """One training run of the reader."""
+
+    seed: int
+    identities: int  # faces in the training pool
+    frames_each: int  # frames rendered of each
+    batch: int
+    steps: int
+    rate: float
+    warmup: int
+    decay: float
+    ema: float
+    opening_weight: float  # of the opening's loss beside the width's and the identity's
+    beta2: float
+    test_identities: int
+    test_frames: int  # video frames of each test clip
+    log_every: int
+
+
+def get_config() -> ReaderConfig:
+    """About eight minutes on two CPU cores."""
+    return ReaderConfig(
+        seed=0,
+        identities=3000,
+        frames_each=8,
+        batch=64,
+        steps=1200,
+        rate=3e-3,
+        warmup=50,
+        decay=0.02,
+        ema=0.995,
+        opening_weight=3.0,
+        beta2=0.98,
+        test_identities=50,
+        test_frames=75,
+        log_every=50,
+    )

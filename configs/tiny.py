@@ -1,0 +1,104 @@
+"""The embedded tiny avatar: 96 x 96 drawn faces, 25 frames a second, two CPU cores.
+
+Train:  make train           (train.vae, train.latents, train.pretrain in order)
+Run:    python -m infer.stream --image=face.png --audio=speech.wav --output=talk.mp4
+"""
+
+from avatar_jax.core import config as c
+
+
+def get_config() -> c.Config:
+    """The default run: live-avatar engine, log-mel sound, no text."""
+    mel = c.MelConfig(
+        audio_hz=16000,
+        fps=25,
+        hop_samples=160,
+        window_samples=400,
+        fft=512,
+        mels=48,
+        low_hz=50.0,
+        high_hz=7600.0,
+        floor=1e-7,
+    )
+    vae = c.VaeConfig(
+        width=16, mult=(1, 3, 6), temporal=(True, True), res_blocks=1, latent_channels=16, pixel_patch=2
+    )
+    dit = c.DitConfig(
+        width=192,
+        heads=3,
+        layers=6,
+        ffn=768,
+        freq=256,
+        patch=2,
+        latent_channels=16,
+        text_width=0,
+        text_tokens=0,
+        audio_width=mel.features,
+        audio_layers=1,
+        audio_tokens=4,
+        audio_inject=(0, 2, 4),
+        eps=1e-6,
+        rope_theta=10000.0,
+        layer_loop="unroll",
+        compute_dtype="float32",
+        attention="auto",
+    )
+    stream = c.StreamConfig(
+        engine="sink",
+        steps=8,
+        shift=3.0,
+        block_latents=3,
+        window_blocks=3,
+        history="clean",
+        reference_offset=12,
+        audio_context=5,
+        seed=0,
+    )
+    vae_optim = c.OptimConfig(
+        batch=8,
+        steps=3600,
+        rate=1.5e-3,
+        warmup=200,
+        beta2=0.99,
+        decay=0.01,
+        clip=1.0,
+        ema=0.998,
+        log_every=50,
+        save_every=500,
+        minutes=0.0,
+    )
+    dit_optim = c.OptimConfig(
+        batch=8,
+        steps=12000,
+        rate=1e-3,
+        warmup=300,
+        beta2=0.99,
+        decay=0.01,
+        clip=1.0,
+        ema=0.9995,
+        log_every=50,
+        save_every=500,
+        minutes=0.0,
+    )
+    return c.Config(
+        name="tiny",
+        video=c.VideoConfig(height=96, width=96, fps=25),
+        mel=mel,
+        vae=vae,
+        dit=dit,
+        stream=stream,
+        mesh=c.MeshConfig(data=1, tensor=1),
+        data=c.DataConfig(seed=0, clips=4000, video_frames=96, workers=0),
+        train=c.TrainConfig(
+            vae=vae_optim,
+            vae_image_steps=2000,
+            vae_clip_latents=2,
+            vae_kl=1e-5,
+            dit=dit_optim,
+            dit_blocks=3,
+            dit_shift=3.0,
+            dit_clean=0.3,
+            dit_drop_audio=0.05,
+            dit_reference_span=(12, 12),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Inference mains, run from the repository root: `python -m infer.stream`."""

@@ -1,0 +1,234 @@
+"""A portrait and a recording to a talking video.
+
+    python -m infer.stream --image=face.png --audio=speech.wav --output=talk.mp4
+
+The live engine, fed from a file: sound is pushed block by block and frames are written as they come, in
+memory that does not grow with the recording. `talk.partial.mp4` plays even after a kill; the finished video
+gets its final name at once, with `talk.json` beside it (speed, lip sync and their conditions). Ctrl-C keeps
+what was generated. Everything that can be wrong with the input is checked before JAX is imported.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from absl import flags
+
+from avatar_jax.core import config as configs
+from avatar_jax.core import platform
+from avatar_jax.io.audio import AudioStream, open_audio, verify_audio
+from avatar_jax.io.errors import InputError
+from avatar_jax.io.image import load_portrait
+from avatar_jax.io.video import CODECS, VideoWriter, check_output
+from infer import door, summary
+
+FLAGS = flags.FLAGS
+SOUND_HZ = 48_000  # the video keeps the recording's full band; the model hears 16 kHz
+WEIGHTS = ("dit.safetensors", "vae.safetensors")
+
+
+class Engine(Protocol):
+    """What the loop needs of `avatar_jax.stream.session.Session`."""
+
+    def push_audio(self, samples: np.ndarray) -> list[np.ndarray]:
+        """Takes sound [n], returns the blocks it completes, each uint8 [T, H, W, 3]."""
+        ...
+
+    def finish(self) -> list[np.ndarray]:
+        """Returns what is left."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A checked order: every file exists and can be read, the output can be written."""
+
+    cfg: configs.Config
+    audio: Path
+    output: Path
+    checkpoint: Path
+    portrait: np.ndarray  # uint8 [H, W, 3]
+    seconds: float
+    overwrite: bool
+    vcodec: str
+
+    @property
+    def json(self) -> Path:
+        """Where the figures go."""
+        return self.output.with_suffix(".json")
+
+
+def define() -> None:
+    """The flags."""
+    door.define_config("configs/tiny.py")
+    flags.DEFINE_string("image", None, "Portrait (PNG, JPEG or WebP); the embedded one if left out.")
+    flags.DEFINE_string("audio", None, "Recording, or a video with sound; the embedded one if left out.")
+    flags.DEFINE_string("output", None, "The video to write, an .mp4 name (required).")
+    flags.DEFINE_bool("overwrite", False, "Whether an existing output may be replaced.")
+    flags.DEFINE_string("checkpoint", None, "Folder with trained weights; the embedded ones if left out.")
+    flags.DEFINE_enum("vcodec", "libx264", list(CODECS), "Video codec: H.264 with AAC, or VP9 with Opus.")
+    flags.DEFINE_string("compile_cache", None, "Folder of compiled programs; '' for none.")
+
+
+def check_checkpoint(path: str | None, name: str) -> Path:
+    """The folder of weights. Raises InputError if one is missing."""
+    folder = Path(path) if path else door.embedded(name)
+    for file in WEIGHTS:
+        if not (folder / file).is_file():
+            origin = f"--checkpoint={path}" if path else f"config {name!r} has no embedded weights"
+            wanted = f"name a folder with {' and '.join(WEIGHTS)}"
+            raise InputError(f"{origin}: {folder / file} is missing; {wanted}")
+    return folder
+
+
+def check_figures(output: Path, *, overwrite: bool) -> None:
+    """Refuses to replace a file that happens to have the figures' name."""
+    figures = output.with_suffix(".json")
+    if figures.is_dir() or (figures.exists() and not overwrite):
+        raise InputError(f"{figures}: exists already; choose another --output or pass --overwrite")
+
+
+def check_request() -> Request:
+    """Reads the flags and checks every file. Raises ValueError."""
+    cfg = configs.validate(FLAGS.config)
+    if not FLAGS.output:
+        raise InputError("--output is missing; name the video to write, as in --output=talk.mp4")
+    output = check_output(FLAGS.output, overwrite=FLAGS.overwrite)
+    check_figures(output, overwrite=FLAGS.overwrite)
+    image = FLAGS.image if FLAGS.image is not None else door.embedded("portrait.png")
+    audio = Path(FLAGS.audio if FLAGS.audio is not None else door.embedded("speech.wav"))
+    if output.exists() and audio.exists() and output.samefile(audio):
+        raise InputError(f"{FLAGS.output}: is the recording itself; choose another --output")
+    portrait = load_portrait(image, height=cfg.video.height, width=cfg.video.width)
+    checkpoint = check_checkpoint(FLAGS.checkpoint, cfg.name)
+    seconds = verify_audio(audio)
+    return Request(cfg, audio, output, checkpoint, portrait, seconds, FLAGS.overwrite, FLAGS.vcodec)
+
+
+def prepare(request: Request, cache: str | None) -> tuple[Engine, float]:
+    """Starts JAX and compiles the engine.
+
+    Returns:
+        the engine, and the seconds spent tracing, lowering and compiling (or reading the cache).
+    """
+    note = platform.configure_platform()
+    if note:
+        door.say(note)
+    import jax
+
+    compile_s = [0.0]
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        compile_s[0] += duration_secs if event.startswith("/jax/core/compile/") else 0.0
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    platform.enable_compile_cache(cache)
+    from avatar_jax.stream import session
+
+    weights = session.load_weights(request.cfg, request.checkpoint)
+    engine = session.Session(session.make_avatar(request.cfg, weights, request.portrait))
+    return engine, compile_s[0]
+
+
+def run(
+    engine: Engine,
+    audio: AudioStream,
+    sound: AudioStream,
+    writer: VideoWriter,
+    meter: summary.SyncMeter,
+    progress: Any,
+    *,
+    samples: int,
+) -> summary.Timing:
+    """Feeds a recording to the engine as if it were live and writes what comes out.
+
+    Args:
+        engine: the session.
+        audio: the recording at the model's rate.
+        sound: the same recording at the writer's rate, for the video.
+        writer: takes frames and sound.
+        meter: measures the lip sync.
+        progress: a tqdm bar in seconds of video.
+        samples: how much sound to push at a time.
+    """
+    timing, start = summary.Timing(), time.perf_counter()
+
+    def show(blocks: list[np.ndarray], began: float) -> None:
+        done = time.perf_counter()
+        timing.engine_s += [done - began] if blocks else []
+        for frames in blocks:
+            timing.first_frame_s = timing.first_frame_s or done - start
+            under = sound.read(len(frames) * writer.audio_hz // writer.fps)
+            at = time.perf_counter()
+            writer.write(frames, under)
+            timing.encode_s += time.perf_counter() - at
+            meter.push(frames, under)
+            timing.video_frames += len(frames)
+            progress.update(len(frames) / writer.fps)
+
+    for piece in audio.blocks(samples):
+        began = time.perf_counter()
+        show(engine.push_audio(piece), began)
+    began = time.perf_counter()
+    show(engine.finish(), began)
+    return timing
+
+
+def make_video(
+    request: Request, engine: Engine
+) -> tuple[summary.Timing, dict[str, Any] | None, tuple[int, int]]:
+    """Runs the engine over the recording into the output.
+
+    Returns:
+        the timing, the lip-sync score, and the size shown (rows, columns).
+    """
+    from tqdm import tqdm
+
+    cfg, style = request.cfg, "{l_bar}{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]"
+    meter = summary.SyncMeter(fps=cfg.video.fps, audio_hz=SOUND_HZ)
+    with (
+        open_audio(request.audio, audio_hz=cfg.mel.audio_hz) as audio,
+        open_audio(request.audio, audio_hz=SOUND_HZ) as sound,
+        tqdm(total=request.seconds, disable=not sys.stderr.isatty(), bar_format=style, leave=False) as bar,
+        VideoWriter(
+            request.output,
+            height=cfg.video.height,
+            width=cfg.video.width,
+            fps=cfg.video.fps,
+            audio_hz=SOUND_HZ,
+            overwrite=request.overwrite,
+            vcodec=request.vcodec,
+        ) as writer,
+    ):
+        try:
+            timing = run(engine, audio, sound, writer, meter, bar, samples=cfg.block_samples)
+        except KeyboardInterrupt as error:
+            if not writer.video_frames:
+                raise
+            request.json.unlink(missing_ok=True)  # it described the video that this one replaces
+            kept = f"interrupted: {request.output} holds the first {writer.seconds:.1f} s"
+            raise door.Interrupted(kept) from error
+    return timing, meter.score(), writer.shown
+
+
+def main() -> None:
+    """Checks, generates, reports."""
+    start = time.perf_counter()
+    request = check_request()
+    engine, compile_s = prepare(request, FLAGS.compile_cache)
+    startup_s = time.perf_counter() - start
+    timing, sync, shown = make_video(request, engine)
+    timing.startup_s, timing.compile_s = startup_s, compile_s
+    figures = summary.report(timing, sync, request.cfg)
+    figures["conditions"] = summary.conditions(request.cfg, request.checkpoint, shown)
+    figures["config"] = json.loads(configs.to_json(request.cfg))
+    summary.write_json(request.json, figures)
+    sys.stdout.write(summary.text(request.output, figures) + "\n")
+
+
+if __name__ == "__main__":
+    door.run(main, define)

@@ -1,0 +1,1 @@
+"""The tests, mirroring the packages; `tests/acceptance` holds the promised figures."""

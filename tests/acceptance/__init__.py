@@ -1,0 +1,1 @@
+"""The promised figures, one check a row: `make acceptance AREA=first_light`."""

@@ -1,0 +1,42 @@
+"""Impossible configurations are refused by name."""
+
+import dataclasses
+import json
+
+import pytest
+
+from avatar_jax.core import config
+from configs.tiny import get_config
+
+
+def test_the_shipped_config_is_valid_and_hashable():
+    cfg = config.validate(get_config())
+    assert hash(cfg) == hash(get_config()) and cfg == get_config()
+    assert (cfg.block_frames, cfg.block_samples, cfg.grid) == (12, 7680, (6, 6))
+    assert json.loads(config.to_json(cfg))["stream"]["steps"] == cfg.stream.steps
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("video", "height", 100),
+        ("stream", "steps", 0),
+        ("stream", "history", "noisy"),
+        ("stream", "audio_context", 6),
+        ("dit", "heads", 5),
+        ("dit", "audio_inject", (0, 99)),
+        ("dit", "layer_loop", "while"),
+        ("mel", "hop_samples", 150),
+        ("vae", "temporal", (True,)),
+    ],
+)
+def test_the_refusal_names_the_field(section, field, value):
+    cfg = get_config()
+    setattr(cfg, section, dataclasses.replace(getattr(cfg, section), **{field: value}))
+    with pytest.raises(ValueError, match=rf"config\.{section}\.{field}="):
+        config.validate(cfg)
+
+
+def test_a_near_miss_is_suggested():
+    assert config.nearest_fields(get_config(), "config.stream.step")[0] == "config.stream.steps"
+    assert config.nearest_fields(get_config(), "qqqq") == []

@@ -1,0 +1,76 @@
+"""Encoded clips: windows line up with their sound, and a run resumes where it stopped."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from avatar_jax.data import latents
+from avatar_jax.models import mel
+from configs.tiny import get_config
+from train import loop
+
+CLIPS, BLOCKS = 6, 4
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_config()
+    cfg.train = dataclasses.replace(cfg.train, dit_blocks=2)
+    return cfg
+
+
+@pytest.fixture
+def folder(tmp_path, cfg):
+    """Clips whose every value tells where it came from: latent frame 1 + j of clip i holds 100 i + j."""
+    records = []
+    for clip in range(CLIPS):
+        frames = np.arange(-1, 3 * BLOCKS)  # -1 is the reference
+        latent = (
+            np.full((len(frames), 2, 2, 16), 0.0, np.float16) + (100 * clip + frames)[:, None, None, None]
+        )
+        sound = np.zeros((12 * BLOCKS, cfg.dit.audio_width), np.float16) + np.arange(12 * BLOCKS)[:, None]
+        records.append({"latent": latent.astype(np.float16), "features": sound.astype(np.float16)})
+    latents.write_shard(latents.shard_path(tmp_path, 0), records[:3])
+    latents.write_shard(latents.shard_path(tmp_path, 1), records[3:])
+    return tmp_path
+
+
+def dataset(folder, cfg):
+    return latents.window_dataset(folder, cfg, silence=mel.silence(cfg.mel), batch=4)
+
+
+def test_windows_line_up_with_their_sound(folder, cfg):
+    context = cfg.stream.audio_context
+    starts = set()
+    for _, batch in zip(range(12), dataset(folder, cfg), strict=False):
+        assert batch["latent"].shape == (4, 6, 2, 2, 16) and batch["features"].shape[1] == context + 24
+        for latent, reference, heard in zip(
+            batch["latent"], batch["reference"], batch["features"], strict=True
+        ):
+            clip, first = divmod(int(latent[0, 0, 0, 0]), 100)
+            assert int(reference[0, 0, 0, 0]) == 100 * clip - 1
+            assert int(heard[context, 0, 0]) == 4 * first  # 4 video frames a latent frame
+            before = heard[:context, 0, 0]
+            assert (before == (-1 if first == 0 else before)).all() and (
+                first == 0 or before[-1] == 4 * first - 1
+            )
+            starts.add(first)
+    assert starts == {0, 3, 6}  # whole blocks only, every run of two
+
+
+def test_an_iterator_resumes_exactly(folder, cfg):
+    data = loop.batches(dataset(folder, cfg), threads=1, prefetch=2)
+    for _ in range(3):
+        next(data)
+    place = data.get_state()
+    expected = [next(data) for _ in range(3)]
+    again = loop.batches(dataset(folder, cfg), threads=1, prefetch=2)
+    again.set_state(place)
+    for batch in expected:
+        np.testing.assert_array_equal(next(again)["latent"], batch["latent"])
+
+
+def test_no_shards_is_one_clear_line(tmp_path, cfg):
+    with pytest.raises(ValueError, match="run train.latents"):
+        dataset(tmp_path, cfg)

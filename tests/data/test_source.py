@@ -1,0 +1,93 @@
+"""The drawn world as data: deterministic, true to its labels, sharded and resumable."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from avatar_jax.data import controls, frames, source, world
+from avatar_jax.data.source import WorldSource, clip, make_dataset
+
+SMALL = WorldSource(seed=3, size=32, video_frames=10, count=7)
+
+
+def test_a_clip_follows_from_its_seed_and_index():
+    one, again, other = clip(0, 5, video_frames=12), clip(0, 5, video_frames=12), clip(0, 6, video_frames=12)
+    for name in one:
+        np.testing.assert_array_equal(one[name], again[name])
+    assert np.abs(one["identity"] - other["identity"]).max() > 0.01
+    assert not np.array_equal(one["waveform"], other["waveform"])
+
+
+def test_shapes_and_ranges():
+    made = clip(1, 2, video_frames=25, size=96)
+    assert made["frames"].shape == (25, 96, 96, 3) and made["frames"].dtype == np.uint8
+    assert made["waveform"].shape == (16000,) and np.abs(made["waveform"]).max() <= 1.0
+    assert made["controls"].shape == (25, len(controls.CONTROL_NAMES))
+    opening = made["controls"][:, controls.CONTROL_NAMES.index("mouth_open")]
+    assert opening.min() >= 0.0 and opening.max() <= 1.0
+
+
+def still(frames_count: int, **tracks: np.ndarray) -> controls.Controls:
+    array = np.tile(np.asarray(controls.NEUTRAL, np.float32), (frames_count, 1))
+    for name, track in tracks.items():
+        array[:, controls.CONTROL_NAMES.index(name)] = track
+    return controls.Controls.from_array(array)
+
+
+def test_the_mouth_opens_with_its_control():
+    for index in range(5):
+        who = source.identity_of(0, index)
+        shown = world.render_clip(who, still(5, mouth_open=np.linspace(0, 1, 5))).astype(int)
+        changed = [int((np.abs(frame - shown[0]).sum(-1) > 30).sum()) for frame in shown]
+        assert changed == sorted(changed) and changed[-1] > 60  # pixels at 96 x 96
+
+
+def test_motion_is_smooth_below_a_pixel():
+    who = source.identity_of(0, 1)
+    shown = world.render_clip(who, still(2, x=np.array([0.0, 0.002]))).astype(int)  # a fifth of a pixel
+    difference = np.abs(shown[1] - shown[0])
+    assert 0.0 < difference.mean() < 2.0
+
+
+def test_a_large_portrait_is_the_small_one_in_detail():
+    who = source.identity_of(0, 3)
+    large = world.portrait(who, 192).reshape(96, 2, 96, 2, 3).mean((1, 3))
+    assert np.abs(large - world.portrait(who, 96)).mean() < 4.0
+
+
+def test_shards_are_disjoint_and_complete():
+    seen = []
+    for shard in range(2):
+        data = make_dataset(SMALL, batch=1, seed=0, shard_index=shard, shard_count=2, epochs=1)
+        seen.append({batch["identity"].tobytes() for batch in data})
+    assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == len(SMALL)
+
+
+def test_the_middle_of_an_epoch_resumes_exactly():
+    data = iter(
+        make_dataset(SMALL, batch=2, seed=0, shard_index=0, shard_count=1, epochs=None).to_iter_dataset()
+    )
+    for _ in range(2):
+        next(data)
+    place, expected = data.get_state(), [next(data) for _ in range(2)]
+    again = iter(
+        make_dataset(SMALL, batch=2, seed=0, shard_index=0, shard_count=1, epochs=None).to_iter_dataset()
+    )
+    again.set_state(place)
+    for batch in expected:
+        np.testing.assert_array_equal(next(again)["frames"], batch["frames"])
+
+
+def test_bad_shards_are_refused():
+    with pytest.raises(ValueError, match="shard_index=2"):
+        make_dataset(SMALL, batch=1, seed=0, shard_index=2, shard_count=2, epochs=1)
+    with pytest.raises(IndexError):
+        SMALL[7]
+
+
+def test_silent_clips_for_the_vae():
+    data = frames.frame_dataset(0, video_frames=5, size=32, batch=2)
+    first, again = (batch for batch in itertools.islice(iter(data), 1)), data[0]
+    np.testing.assert_array_equal(next(first), again)
+    assert again.shape == (2, 5, 32, 32, 3)

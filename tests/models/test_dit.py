@@ -1,0 +1,119 @@
+"""The oracle identity of the transformer: streaming over a ring equals the whole sequence under the mask."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avatar_jax.core import spec
+from avatar_jax.core.config import Config, validate
+from avatar_jax.models import dit
+from avatar_jax.nn import kv, rope
+from avatar_jax.stream import clock
+from configs.tiny import get_config
+
+BLOCKS = 5  # window 3: the ring wraps twice
+
+
+def small(layer_loop: str) -> Config:
+    cfg = get_config()
+    cfg.dit = dataclasses.replace(cfg.dit, width=48, heads=2, layers=3, ffn=64, audio_inject=(0, 1), freq=32)
+    cfg.dit.layer_loop = layer_loop
+    cfg.video = dataclasses.replace(cfg.video, height=32, width=48)
+    return validate(cfg)
+
+
+def weights_of(cfg: Config) -> dict:
+    """Random weights with nothing at zero, so that every path carries signal."""
+    drawn = spec.init(dit.spec(cfg.dit), jax.random.key(0))
+    leaves, tree = jax.tree.flatten(drawn)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return dit.lay_out(jax.tree.unflatten(tree, noisy), cfg.dit)
+
+
+def inputs_of(cfg: Config) -> dict:
+    frames = BLOCKS * cfg.stream.block_latents
+    keys = jax.random.split(jax.random.key(2), 4)
+    features = (1, cfg.stream.audio_context + 4 * frames, 1, cfg.dit.audio_width)
+    return {
+        "latent": jax.random.normal(keys[0], (1, frames, *cfg.latent_size, 16)),
+        "sigma": jnp.repeat(jax.random.uniform(keys[1], (1, BLOCKS)), cfg.stream.block_latents, 1),
+        "features": jax.random.normal(keys[2], features),
+        "reference": jax.random.normal(keys[3], (1, 1, *cfg.latent_size, 16)),
+    }
+
+
+def _held(p: dict, given: dict, cfg: Config):
+    shape = {"grid": cfg.grid, "head_size": cfg.dit.head_size, "theta": cfg.dit.rope_theta}
+    return dit.prefill(p, given["reference"], rope.grid_phase(np.array([0]), **shape), cfg=cfg.dit)
+
+
+def whole(p: dict, given: dict, cfg: Config) -> jax.Array:
+    parts = [clock.phases(block, cfg) for block in range(BLOCKS)]
+    phase, ahead = (
+        rope.Phase(*map(np.concatenate, zip(*side, strict=True))) for side in zip(*parts, strict=True)
+    )
+    tokens = cfg.tokens_per_frame
+    mask = dit.block_mask(BLOCKS, cfg.stream.window_blocks, cfg.stream.block_latents * tokens, tokens)
+    return dit.apply(
+        p, given["latent"], given["sigma"], given["features"], _held(p, given, cfg),
+        phase=phase, reference_phases=ahead, mask=mask, context=cfg.stream.audio_context, cfg=cfg.dit,
+    )  # fmt: skip
+
+
+def streamed(p: dict, given: dict, cfg: Config, first: int = 0) -> jax.Array:
+    held, length = _held(p, given, cfg), cfg.stream.block_latents
+    slots = cfg.stream.window_blocks * length * cfg.tokens_per_frame
+    layered = isinstance(held[0][0], jax.Array) and isinstance(p["blocks"], tuple)
+    cache = (
+        tuple(kv.empty(k, v, slots) for k, v in held)
+        if layered
+        else jax.vmap(kv.empty, (0, 0, None))(*held, slots)
+    )
+    out = []
+    for block in range(BLOCKS):
+        frames = slice(block * length, (block + 1) * length)
+        heard = given["features"][:, 4 * frames.start : cfg.stream.audio_context + 4 * frames.stop]
+        sound = dit.encode_sound(p, heard, context=cfg.stream.audio_context, cfg=cfg.dit)
+        phase, ahead = clock.phases(first + block, cfg)
+        slot, filled = clock.slot(block, cfg)
+        cache, v = dit.apply_block(
+            p, cache, given["latent"][:, frames], given["sigma"][0, frames.start], sound,
+            phase=phase, reference_phase=ahead, slot=jnp.int32(slot), blocks=jnp.int32(filled), cfg=cfg.dit,
+        )  # fmt: skip
+        out.append(v)
+    return jnp.concatenate(out, 1)
+
+
+@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
+def test_streamed_equals_whole(layer_loop: str):
+    cfg = small(layer_loop)
+    p, given = weights_of(cfg), inputs_of(cfg)
+    expected = whole(p, given, cfg)
+    assert float(jnp.abs(expected).mean()) > 0.1  # the comparison carries signal
+    np.testing.assert_allclose(streamed(p, given, cfg), expected, atol=1e-5)
+
+
+def test_scan_equals_unroll():
+    given = inputs_of(small("scan"))
+    one, other = (whole(weights_of(small(form)), given, small(form)) for form in ("scan", "unroll"))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_late_block_is_as_exact_as_an_early_one():
+    cfg = small("unroll")
+    p, given = weights_of(cfg), inputs_of(cfg)
+    np.testing.assert_allclose(streamed(p, given, cfg, first=10_000_000), streamed(p, given, cfg), atol=1e-5)
+
+
+def test_the_future_is_invisible():
+    cfg = small("scan")
+    p, given = weights_of(cfg), inputs_of(cfg)
+    changed = given | {"latent": given["latent"].at[:, -1].add(1.0)}
+    ahead = cfg.stream.block_latents * (BLOCKS - 1)
+    before, after = whole(p, given, cfg), whole(p, changed, cfg)
+    np.testing.assert_array_equal(before[:, :ahead], after[:, :ahead])
+    assert float(jnp.abs(before[:, ahead:] - after[:, ahead:]).max()) > 1e-3

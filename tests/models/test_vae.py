@@ -1,0 +1,98 @@
+"""The VAE streams exactly: any split of a clip, encoded or decoded in pieces, equals one shot."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avatar_jax.core import spec
+from avatar_jax.models import vae
+from avatar_jax.nn import conv
+from configs.tiny import get_config
+
+CFG = dataclasses.replace(get_config().vae, width=8, mult=(1, 2, 2), latent_channels=4)
+FRAMES = 17
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict:
+    p = spec.init(vae.spec(CFG), jax.random.key(0))
+    # attention starts at zero by design; give it something to say
+    for side in ("encoder", "decoder"):
+        proj = p[side]["middle"]["attention"]["proj"]
+        proj["w"] = 0.3 * jax.random.normal(jax.random.key(3), proj["w"].shape)
+    p["stats"] = {"mean": jnp.full((4,), 0.3), "std": jnp.full((4,), 1.7)}
+    return p
+
+
+@pytest.fixture(scope="module")
+def clip() -> jax.Array:
+    return jax.random.uniform(jax.random.key(1), (2, FRAMES, 16, 24, 3), minval=-1.0)
+
+
+@pytest.mark.parametrize("pieces", [(4, 4, 4, 4), (8, 4, 4), (12, 4), (16,)])
+def test_streamed_encode_equals_one_shot(weights, clip, pieces):
+    whole = vae.encode(weights, clip, cfg=CFG)
+    z, tail = vae.encode_first(weights, clip[:, :1], cfg=CFG)
+    out, at = [z], 1
+    for frames in pieces:
+        z, tail = vae.encode_step(weights, tail, clip[:, at : at + frames], cfg=CFG)
+        out, at = [*out, z], at + frames
+    assert whole.shape == (2, 5, 2, 3, 4) and float(jnp.abs(whole).mean()) > 0.05
+    np.testing.assert_allclose(jnp.concatenate(out, 1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [(1, 1, 1, 1), (3, 1), (1, 2, 1), (4,)])
+def test_streamed_decode_equals_one_shot(weights, pieces):
+    z = jax.random.normal(jax.random.key(2), (2, 5, 2, 3, 4))
+    whole = vae.decode(weights, z, cfg=CFG)
+    x, tail = vae.decode_first(weights, z[:, :1], cfg=CFG)
+    out, at = [x], 1
+    for frames in pieces:
+        x, tail = vae.decode_step(weights, tail, z[:, at : at + frames], cfg=CFG)
+        out, at = [*out, x], at + frames
+    assert whole.shape == (2, FRAMES, 16, 24, 3) and float(jnp.abs(whole).mean()) > 0.05
+    np.testing.assert_allclose(jnp.concatenate(out, 1), whole, atol=1e-5)
+
+
+def test_the_past_never_sees_the_future(weights, clip):
+    changed = clip.at[:, 9:].add(0.5)
+    before, after = vae.encode(weights, clip, cfg=CFG), vae.encode(weights, changed, cfg=CFG)
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert float(jnp.abs(before[:, 3:] - after[:, 3:]).max()) > 1e-3
+
+
+def test_causal_convolution_equals_the_native_one():
+    p = spec.init(conv.spec((3, 3, 3), 5, 7), jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 6, 8, 9, 5))
+    layout = ("NDHWC", "DHWIO", "NDHWC")
+    padding = ((2, 0), (1, 1), (1, 1))
+    native = jax.lax.conv_general_dilated(x, p["w"], (1, 1, 1), padding, dimension_numbers=layout) + p["b"]
+    np.testing.assert_allclose(conv.causal(p, x, None)[0], native, atol=1e-4)
+    first, history = conv.causal(p, x[:, :1], None)
+    rest, _ = conv.causal(p, x[:, 1:], history)
+    np.testing.assert_allclose(jnp.concatenate([first, rest], 1), native, atol=1e-4)
+
+
+def test_pixels_fold_and_unfold():
+    x = jax.random.normal(jax.random.key(1), (2, 3, 8, 12, 3))
+    folded = vae.fold_pixels(x, 2)
+    assert folded.shape == (2, 3, 4, 6, 12)
+    np.testing.assert_array_equal(vae.unfold_pixels(folded, 2), x)
+
+
+def test_wan_geometry_has_the_published_size():
+    wan = dataclasses.replace(
+        CFG,
+        width=96,
+        mult=(1, 2, 4, 4),
+        temporal=(False, True, True),
+        res_blocks=2,
+        latent_channels=16,
+        pixel_patch=1,
+    )
+    tree = vae.spec(wan)
+    weights_alone = {name: part for name, part in tree.items() if name != "stats"}
+    assert spec.count(weights_alone) == 126_892_531  # live_avatar.md section 14

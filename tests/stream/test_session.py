@@ -1,0 +1,109 @@
+"""A session is the same stream however its sound arrives, compiled once, and as long as its sound."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from avatar_jax.core import spec
+from avatar_jax.core.config import Config, validate
+from avatar_jax.models import dit, vae
+from avatar_jax.stream import clock, rollout
+from avatar_jax.stream.session import Avatar, Session, make_avatar
+from avatar_jax.stream.state import Weights
+from configs.tiny import get_config
+
+
+def small(history: str) -> Config:
+    cfg = get_config()
+    cfg.dit = dataclasses.replace(cfg.dit, width=48, heads=2, layers=2, ffn=64, audio_inject=(0,), freq=32)
+    cfg.vae = dataclasses.replace(cfg.vae, width=8, mult=(1, 2, 2))
+    cfg.video = dataclasses.replace(cfg.video, height=32, width=32)
+    cfg.stream = dataclasses.replace(cfg.stream, steps=2, history=history)
+    return validate(cfg)
+
+
+def avatar_of(history: str) -> Avatar:
+    cfg = small(history)
+    drawn = spec.init(dit.spec(cfg.dit), jax.random.key(0))
+    # the head starts at zero: without this every avatar would draw its noise
+    drawn = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(1), leaf.shape), drawn)
+    weights = Weights(dit.lay_out(drawn, cfg.dit), spec.init(vae.spec(cfg.vae), jax.random.key(2)))
+    portrait = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    return make_avatar(cfg, weights, portrait)
+
+
+@pytest.fixture(scope="module", params=["clean", "timestep"])
+def avatar(request) -> Avatar:
+    return avatar_of(request.param)
+
+
+def sound(samples: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(samples).astype(np.float32) * 0.3
+
+
+def play(avatar: Avatar, samples: np.ndarray, pieces: list[int]) -> np.ndarray:
+    session, blocks, at = Session(avatar), [], 0
+    for size in [*pieces, len(samples)]:
+        blocks += session.push_audio(samples[at : at + size])
+        at += size
+    assert session.samples == len(samples)
+    return np.concatenate(blocks + session.finish())
+
+
+def test_however_sound_arrives_the_stream_is_the_same(avatar):
+    samples = sound(4 * avatar.cfg.block_samples + 1000)
+    whole = play(avatar, samples, [])
+    np.testing.assert_array_equal(play(avatar, samples, [1, 639, 5000, 7, 7681]), whole)
+    assert whole.std() > 1.0
+
+
+@pytest.mark.parametrize("samples", [1, 640, 641, 7680, 7681, 20000])
+def test_frames_cover_the_sound_exactly(avatar, samples):
+    assert len(play(avatar, sound(samples), [])) == -(-samples // 640)
+
+
+def test_silence_alone_makes_no_frames(avatar):
+    session = Session(avatar)
+    assert session.push_audio(sound(0)) == [] and session.finish() == []
+
+
+def test_sound_changes_the_picture(avatar):
+    loud, silent = sound(7680 * 2), np.zeros(7680 * 2, np.float32)
+    assert np.abs(play(avatar, loud, []).astype(int) - play(avatar, silent, []).astype(int)).max() > 0
+
+
+def test_one_trace_serves_every_block(avatar):
+    session = Session(avatar)
+    before = avatar.block._cache_size()
+    for _ in range(6):  # past the ring's wrap
+        session.push_audio(sound(avatar.cfg.block_samples))
+    assert avatar.block._cache_size() == before == 1
+
+
+def test_the_session_equals_a_plain_rollout(avatar):
+    """Pixels of the compiled session equal the uncompiled oracle, block by block."""
+    cfg, samples = avatar.cfg, sound(2 * avatar.cfg.block_samples)
+    shown = play(avatar, samples, [])
+    seen, state = [], avatar.begin
+    session = Session(avatar)
+    session._avatar = dataclasses.replace(
+        avatar, block=lambda weights, now, inputs: rollout.block(weights, now, inputs, cfg=cfg)
+    )
+    seen = np.concatenate(session.push_audio(samples))
+    assert np.abs(seen.astype(int) - shown.astype(int)).max() <= 1  # rounding to uint8
+    assert state is avatar.begin
+
+
+def test_a_portrait_of_the_wrong_size_is_refused(avatar):
+    with pytest.raises(ValueError, match=r"portrait of shape \(8, 8, 3\)"):
+        make_avatar(avatar.cfg, avatar.weights, np.zeros((8, 8, 3), np.uint8))
+
+
+def test_clock_counts():
+    cfg = get_config()
+    assert [clock.frames_of(n, cfg) for n in (0, 1, 640, 641)] == [0, 1, 1, 2]
+    assert [clock.blocks_of(n, cfg) for n in (0, 1, 12, 13)] == [0, 1, 1, 2]
+    assert clock.times(2, cfg).tolist() == [6, 7, 8]
+    assert [clock.slot(b, cfg) for b in range(4)] == [(0, 1), (1, 2), (2, 3), (0, 3)]

@@ -1,0 +1,103 @@
+"""The training stages learn, save and resume exactly, on networks of a few thousand weights."""
+
+import dataclasses
+import functools
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avatar_jax.core import spec
+from avatar_jax.core.config import Config, validate
+from avatar_jax.models import dit, vae
+from configs.tiny import get_config
+from train import loop, optim, pretrain
+from train import vae as train_vae
+
+
+def small() -> Config:
+    cfg = get_config()
+    cfg.dit = dataclasses.replace(cfg.dit, width=32, heads=2, layers=2, ffn=48, audio_inject=(0,), freq=32)
+    cfg.vae = dataclasses.replace(cfg.vae, width=8, mult=(1, 1, 1))
+    cfg.video = dataclasses.replace(cfg.video, height=32, width=32)
+    quick = {"steps": 6, "warmup": 1, "rate": 3e-3, "log_every": 2, "save_every": 3}
+    cfg.train = dataclasses.replace(
+        cfg.train,
+        dit_blocks=2,
+        vae=dataclasses.replace(cfg.train.vae, **quick),
+        dit=dataclasses.replace(cfg.train.dit, **quick),
+    )
+    return validate(cfg)
+
+
+def frames_data() -> grain.DatasetIterator:
+    def draw(index: int) -> np.ndarray:
+        rng = np.random.default_rng(index)
+        return np.broadcast_to(rng.integers(0, 256, (1, 1, 1, 3)), (5, 32, 32, 3)).astype(np.uint8)
+
+    return loop.batches(grain.MapDataset.range(1000).map(draw).batch(2), threads=1, prefetch=1)
+
+
+def vae_state(cfg: Config) -> optim.TrainState:
+    return optim.empty(spec.init(vae.spec(cfg.vae), jax.random.key(0)), cfg.train.vae)
+
+
+def window(cfg: Config) -> dict[str, jax.Array]:
+    keys = jax.random.split(jax.random.key(0), 3)
+    frames, context = cfg.train.dit_blocks * cfg.stream.block_latents, cfg.stream.audio_context
+    return {
+        "latent": jax.random.normal(keys[0], (2, frames, 4, 4, 16)),
+        "reference": jax.random.normal(keys[1], (2, 1, 4, 4, 16)),
+        "features": jax.random.normal(keys[2], (2, context + 4 * frames, 1, cfg.dit.audio_width)),
+    }
+
+
+def test_the_vae_learns_a_few_colours():
+    cfg, data = small(), frames_data()
+    state, first = train_vae.step(vae_state(cfg), next(data), jax.random.key(1), cfg=cfg)
+    for _ in range(30):
+        state, last = train_vae.step(state, next(data), jax.random.key(1), cfg=cfg)
+    assert float(last["loss"]) < 0.8 * float(first["loss"])
+
+
+def test_pretraining_overfits_one_window():
+    cfg = small()
+    batch, step = window(cfg), functools.partial(pretrain.step, cfg=cfg)
+    state = optim.empty(dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(0)), cfg.dit), cfg.train.dit)
+    losses = []
+    for _ in range(40):
+        state, scalars = step(state, batch, jax.random.key(3))
+        losses.append(float(scalars["loss"]))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_noise_levels_are_independent_and_partly_clean():
+    cfg = get_config().train
+    levels = np.asarray(pretrain.noise_levels(jax.random.key(0), (4000, 2), cfg))
+    assert levels.min() == 0.0 and levels.max() <= 1.0
+    assert (levels <= 0.1).mean() == pytest.approx(cfg.dit_clean + (1 - cfg.dit_clean) * 0.036, abs=0.03)
+    assert abs(np.corrcoef(levels.T)[0, 1]) < 0.05
+
+
+def test_a_run_cut_in_two_equals_one_run(tmp_path):
+    cfg = small()
+    step = functools.partial(train_vae.step, cfg=cfg)
+    straight = loop.Run(cfg, cfg.train.vae, tmp_path / "one").fit(vae_state(cfg), frames_data(), step)
+    half = dataclasses.replace(cfg.train.vae, steps=3)
+    loop.Run(cfg, half, tmp_path / "two").fit(vae_state(cfg), frames_data(), step)
+    resumed = loop.Run(cfg, cfg.train.vae, tmp_path / "two").fit(vae_state(cfg), frames_data(), step)
+    assert int(resumed.step) == int(straight.step) == 6
+    jax.tree.map(np.testing.assert_array_equal, straight.average, resumed.average)
+    assert (tmp_path / "two" / "loss.png").stat().st_size > 1000
+    assert (tmp_path / "two" / "metrics.jsonl").read_text().count("\n") == 3
+
+
+def test_a_poisoned_gradient_is_skipped():
+    cfg = small()
+    state = vae_state(cfg)
+    kept = jax.tree.map(jnp.copy, state.weights)
+    poison = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan), state.weights)
+    state = optim.step(state, poison, cfg=cfg.train.vae)
+    jax.tree.map(np.testing.assert_array_equal, state.weights, kept)

@@ -1,0 +1,1 @@
+"""Training mains: one absl program a stage, run from the repository root."""

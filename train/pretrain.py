@@ -1,0 +1,118 @@
+"""Stage one: diffusion forcing. Every block of a window has its own noise level, under the block-causal mask.
+
+python -m train.pretrain --config=configs/tiny.py --latents=runs/tiny/latents --workdir=runs/tiny/pretrain
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from avatar_jax.core import config as configs
+from avatar_jax.core import spec
+from avatar_jax.data import latents
+from avatar_jax.diffusion import flow
+from avatar_jax.io import weights as weight_files
+from avatar_jax.models import dit, mel
+from avatar_jax.nn import rope
+from infer import door
+from train import loop, optim
+
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+    """The flags."""
+    door.define_config("configs/tiny.py")
+    flags.DEFINE_string("latents", "runs/tiny/latents", "Folder that train.latents wrote.")
+    flags.DEFINE_string("workdir", "runs/tiny/pretrain", "Where checkpoints, metrics and weights go.")
+
+
+def noise_levels(key: jax.Array, shape: tuple[int, int], cfg: configs.TrainConfig) -> jax.Array:
+    """Independent levels of every block, [B, blocks]: shifted uniform, some of them nearly or fully clean.
+
+    Uniform levels almost never show the network the clean history it streams over, so `dit_clean` of the blocks
+    draw from [0, 0.1] instead, half of those exactly 0.
+    """
+    noisy, low, choice = jax.random.split(key, 3)
+    level = flow.shift(jax.random.uniform(noisy, shape), cfg.dit_shift)
+    near = jnp.maximum(jax.random.uniform(low, shape, minval=-0.1, maxval=0.1), 0.0)
+    return jnp.where(jax.random.uniform(choice, shape) < cfg.dit_clean, near, level)
+
+
+def positions(key: jax.Array, batch: int, cfg: configs.Config) -> tuple[rope.Phase, rope.Phase]:
+    """Phases of the window's tokens and of one reference copy a block, its offset drawn from the span, [B, ...]."""
+    low, high = cfg.train.dit_reference_span
+    length, blocks = cfg.stream.block_latents, cfg.train.dit_blocks
+    offset = jax.random.randint(key, (batch, 1), low, high + 1)
+    starts = jnp.arange(blocks) * length
+    shape = {"grid": cfg.grid, "head_size": cfg.dit.head_size, "theta": cfg.dit.rope_theta}
+    return rope.grid_phase(np.arange(blocks * length), **shape), rope.grid_phase(starts + offset, **shape)
+
+
+def loss_fn(
+    p: dict, batch: dict[str, jax.Array], key: jax.Array, *, cfg: configs.Config
+) -> tuple[jax.Array, dict]:
+    """Mean squared velocity error over blocks with noise in them (live_avatar.md section 7.1).
+
+    batch: latent [B, F, h, w, C], reference [B, 1, h, w, C], features [B, context + 4F, 1, W].
+    """
+    level_key, noise_key, place_key, drop_key, gain_key = jax.random.split(key, 5)
+    x0, features = batch["latent"].astype(jnp.float32), batch["features"].astype(jnp.float32)
+    length, blocks = cfg.stream.block_latents, cfg.train.dit_blocks
+    level = noise_levels(level_key, (len(x0), blocks), cfg.train)
+    sigma = jnp.repeat(level, length, 1)
+    noise = jax.random.normal(noise_key, x0.shape)
+    gain = jax.random.uniform(gain_key, (len(x0), 1, 1, 1), minval=-0.3, maxval=0.1)
+    dropped = jax.random.uniform(drop_key, (len(x0), 1, 1, 1)) < cfg.train.dit_drop_audio
+    features = jnp.where(dropped, mel.SILENCE_VALUE, jnp.maximum(features + gain, mel.SILENCE_VALUE))
+    phase, ahead = positions(place_key, len(x0), cfg)
+    still = rope.grid_phase(
+        np.array([0]), grid=cfg.grid, head_size=cfg.dit.head_size, theta=cfg.dit.rope_theta
+    )
+    held = dit.prefill(p, batch["reference"].astype(jnp.float32), still, cfg=cfg.dit)
+    tokens = cfg.tokens_per_frame
+    v = dit.apply(
+        p,
+        flow.add_noise(x0, noise, sigma[..., None, None, None]),
+        sigma,
+        features,
+        held,
+        phase=phase,
+        reference_phases=ahead,
+        mask=dit.block_mask(blocks, cfg.stream.window_blocks, length * tokens, tokens),
+        context=cfg.stream.audio_context,
+        cfg=cfg.dit,
+    )
+    error = jnp.square(v - flow.velocity(x0, noise)).mean((2, 3, 4))
+    counted = sigma > 0.0
+    loss = jnp.where(counted, error, 0.0).sum() / counted.sum()
+    high = sigma > 0.8  # where only the sound and the portrait can tell what to draw
+    return loss, {"loss": loss, "loss_high": jnp.where(high, error, 0.0).sum() / high.sum().clip(1)}
+
+
+@functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
+def step(state: optim.TrainState, batch: dict[str, jax.Array], key: jax.Array, *, cfg: configs.Config):
+    """One training step. Returns the state and scalars."""
+    (_, scalars), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.weights, batch, key, cfg=cfg)
+    return optim.step(state, gradient, cfg=cfg.train.dit), scalars
+
+
+def main() -> None:
+    """Trains to the end and writes `dit.safetensors` from the averaged weights."""
+    cfg, workdir = configs.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
+    drawn = dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed)), cfg.dit)
+    state = optim.empty(drawn, cfg.train.dit)
+    data = latents.window_dataset(
+        pathlib.Path(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=cfg.train.dit.batch
+    )
+    run = loop.Run(cfg, cfg.train.dit, workdir)
+    state = run.fit(state, loop.batches(data, threads=2, prefetch=8), functools.partial(step, cfg=cfg))
+    weight_files.save(workdir / "dit.safetensors", dit.gather(state.average))
+
+
+if __name__ == "__main__":
+    door.run(main, define)
