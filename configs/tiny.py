@@ -20,9 +20,7 @@ def get_config() -> c.Config:
         high_hz=7600.0,
         floor=1e-7,
     )
-    vae = c.VaeConfig(
-        width=16, mult=(1, 3, 6), temporal=(True, True), res_blocks=1, latent_channels=16, pixel_patch=2
-    )
+    vae = c.VaeConfig(width=16, mult=(1, 3, 6), temporal=(True, True), res_blocks=1, latent_channels=16, pixel_patch=2)
     dit = c.DitConfig(
         width=192,
         heads=3,
@@ -56,11 +54,12 @@ def get_config() -> c.Config:
     )
     vae_optim = c.OptimConfig(
         batch=8,
-        steps=3600,
-        rate=1.5e-3,
-        warmup=200,
+        steps=4000,
+        rate=0.02,
+        vector_rate=2e-3,
+        warmup=100,
         beta2=0.99,
-        decay=0.01,
+        decay=0.0,
         clip=1.0,
         ema=0.998,
         log_every=50,
@@ -70,12 +69,13 @@ def get_config() -> c.Config:
     dit_optim = c.OptimConfig(
         batch=8,
         steps=12000,
-        rate=1e-3,
-        warmup=300,
+        rate=0.02,
+        vector_rate=1e-3,
+        warmup=200,
         beta2=0.99,
-        decay=0.01,
+        decay=0.0,
         clip=1.0,
-        ema=0.9995,
+        ema=0.999,
         log_every=50,
         save_every=500,
         minutes=0.0,
@@ -88,12 +88,13 @@ def get_config() -> c.Config:
         dit=dit,
         stream=stream,
         mesh=c.MeshConfig(data=1, tensor=1),
-        data=c.DataConfig(seed=0, clips=4000, video_frames=96, workers=0),
+        data=c.DataConfig(seed=0, clips=2400, video_frames=96, workers=0),
         train=c.TrainConfig(
             vae=vae_optim,
-            vae_image_steps=2000,
-            vae_clip_latents=2,
-            vae_kl=1e-5,
+            vae_image_steps=1500,
+            vae_clip_latents=16,
+            vae_segment_latents=2,
+            vae_kl=1e-4,
             dit=dit_optim,
             dit_blocks=3,
             dit_shift=3.0,

@@ -17,7 +17,6 @@ from absl import app
 from avatar_jax.core.platform import configure_platform, detect_device
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "librosa", "av", "numpy")
-CODECS = ("libx264", "aac", "libopus")  # what talk.mp4 and recordings in the wild need
 DISK_GB = 2.0
 
 
@@ -56,13 +55,16 @@ def check_jax() -> str:
 
 
 def check_codecs() -> str:
-    """The encoders inside the PyAV wheel."""
+    """The encoders of every format we write, inside the PyAV wheel."""
     import av
 
-    missing = [name for name in CODECS if name not in av.codecs_available]
+    from avatar_jax.io.video import CODECS
+
+    wanted = sorted({*CODECS, *(sound for sound, _ in CODECS.values())})
+    missing = [name for name in wanted if name not in av.codecs_available]
     if missing:
         raise RuntimeError(f"PyAV lacks {', '.join(missing)}")
-    return ", ".join(CODECS)
+    return ", ".join(wanted)
 
 
 def check_mp4() -> str:

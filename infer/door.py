@@ -86,7 +86,7 @@ def _guard(main: Callable[[], None]) -> int:
         say(str(error))
         return BAD_INPUT
     except KeyboardInterrupt as error:
-        say(str(error) or "interrupted before there was anything to keep")
+        say(str(error) or "interrupted")
         return INTERRUPTED
     return 0
 

@@ -65,6 +65,7 @@ class Request:
 def define() -> None:
     """The flags."""
     door.define_config("configs/tiny.py")
+    flags.declare_key_flag("config")
     flags.DEFINE_string("image", None, "Portrait (PNG, JPEG or WebP); the embedded one if left out.")
     flags.DEFINE_string("audio", None, "Recording, or a video with sound; the embedded one if left out.")
     flags.DEFINE_string("output", None, "The video to write, an .mp4 name (required).")
@@ -178,9 +179,7 @@ def run(
     return timing
 
 
-def make_video(
-    request: Request, engine: Engine
-) -> tuple[summary.Timing, dict[str, Any] | None, tuple[int, int]]:
+def make_video(request: Request, engine: Engine) -> tuple[summary.Timing, dict[str, Any] | None, tuple[int, int]]:
     """Runs the engine over the recording into the output.
 
     Returns:

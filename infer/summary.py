@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from avatar_jax.core import config as configs
+from avatar_jax.io.errors import InputError
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "av")
 SYNC_BATCH = 60  # video frames measured together
@@ -117,9 +118,7 @@ def text(path: Path, figures: dict[str, Any]) -> str:
     """The figures as a few lines for people."""
     at, sync = figures["conditions"], figures["lip_sync"]
     rows, columns = at["resolution"]
-    score = (
-        f"r {sync['r']:.2f}, best lag {sync['lag_frames']} frames (proxy)" if sync else "too short to tell"
-    )
+    score = f"r {sync['r']:.2f}, best lag {sync['lag_frames']} frames (proxy)" if sync else "too short to tell"
     startup = f"start-up {figures['startup_s']:.1f} s, {figures['compile_s']:.1f} s of it compiling"
     machine = f"{at['device']} x {at['devices']}, {at['cpu_cores']} cores, {at['dtype']}"
     lines = (
@@ -135,10 +134,12 @@ def text(path: Path, figures: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Writes the figures whole or not at all."""
+    """Writes the figures whole or not at all. Raises InputError if the disk is full."""
     partial = path.with_suffix(".json.partial")
     try:
         partial.write_text(json.dumps(figures, indent=2) + "\n")
         os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); the video itself is whole") from error
     finally:
         partial.unlink(missing_ok=True)

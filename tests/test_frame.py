@@ -73,9 +73,7 @@ def test_set_up_installs_the_jax_of_the_device(device: str, line: str):
         (("--what",), {}, "setup.sh [--dev]"),
     ],
 )
-def test_set_up_refuses_nonsense_in_words(
-    arguments: tuple[str, ...], environment: dict[str, str], reason: str
-):
+def test_set_up_refuses_nonsense_in_words(arguments: tuple[str, ...], environment: dict[str, str], reason: str):
     done = set_up(*arguments, **environment)
     assert done.returncode == 2
     assert reason in done.stdout + done.stderr

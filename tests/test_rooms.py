@@ -92,9 +92,7 @@ def broken_arrows(path: Path, tree: ast.AST) -> Iterator[str]:
     here = file_room(path)
     for line, module, room in room_imports(path, tree):
         if here in ALLOWED:
-            wrong = room not in ALLOWED[here] or (
-                here == "configs" and not module.startswith("avatar_jax.core.config")
-            )
+            wrong = room not in ALLOWED[here] or (here == "configs" and not module.startswith("avatar_jax.core.config"))
         else:
             wrong = room in FORBIDDEN.get(here, ()) or LEVELS.get(room, 99) > LEVELS.get(here, -1)
         if wrong:

@@ -34,9 +34,7 @@ def define() -> None:
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def encode(
-    p: dict, frames: jax.Array, sound: jax.Array, *, cfg: configs.Config
-) -> tuple[jax.Array, jax.Array]:
+def encode(p: dict, frames: jax.Array, sound: jax.Array, *, cfg: configs.Config) -> tuple[jax.Array, jax.Array]:
     """uint8 frames [1 + T, H, W, 3] and samples [640 T] to latents [1 + T/4, h, w, C] and features [T, W], float16."""
     z = vae.encode(p, frames[None].astype(jnp.float32) / 127.5 - 1.0, cfg=cfg.vae)
     return z[0].astype(jnp.float16), mel.whole(sound, cfg.mel).astype(jnp.float16)
@@ -58,9 +56,7 @@ def main() -> None:
     )
     shards = -(-cfg.data.clips // CLIPS_PER_SHARD)
     todo = [shard for shard in range(shards) if not latents.shard_path(folder, shard).exists()]
-    indices = [
-        i for s in todo for i in range(s * CLIPS_PER_SHARD, min((s + 1) * CLIPS_PER_SHARD, cfg.data.clips))
-    ]
+    indices = [i for s in todo for i in range(s * CLIPS_PER_SHARD, min((s + 1) * CLIPS_PER_SHARD, cfg.data.clips))]
     reader = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     clips = iter(grain.MapDataset.source(indices).map(source.__getitem__).to_iter_dataset(reader))
     bar = tqdm.tqdm(total=cfg.data.clips, initial=cfg.data.clips - len(indices), unit="clip", mininterval=5)

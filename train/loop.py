@@ -61,9 +61,7 @@ def manager(workdir: pathlib.Path, save_every: int) -> ocp.CheckpointManager:
     return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
 
-def _restore(
-    checkpoints: ocp.CheckpointManager, state: TrainState, data: grain.DatasetIterator
-) -> TrainState:
+def _restore(checkpoints: ocp.CheckpointManager, state: TrainState, data: grain.DatasetIterator) -> TrainState:
     latest = checkpoints.latest_step()
     if latest is None:
         return state
@@ -84,8 +82,15 @@ class Run:
     optim: configs.OptimConfig
     workdir: pathlib.Path
 
-    def fit(self, state: TrainState, data: grain.DatasetIterator, step_fn: StepFn) -> TrainState:
-        """Trains to `optim.steps` or for `optim.minutes`, resuming from the last checkpoint; saves at the end."""
+    def fit(self, state: TrainState, data: grain.DatasetIterator, step_fn: StepFn, *, stride: int = 1) -> TrainState:
+        """Trains to `optim.steps` or for `optim.minutes`, resuming from the last checkpoint; saves at the end.
+
+        Args:
+          state: where to start without a checkpoint.
+          data: batches, with a place that can be saved.
+          step_fn: takes one batch.
+          stride: optimiser steps that one call of `step_fn` makes.
+        """
         self.workdir.mkdir(parents=True, exist_ok=True)
         (self.workdir / "config.json").write_text(configs.to_json(self.cfg))
         journal, checkpoints = Journal(self.workdir), manager(self.workdir, self.optim.save_every)
@@ -93,20 +98,18 @@ class Run:
         key, start = jax.random.key(self.cfg.data.seed), time.monotonic()
         first = int(state.step)
         bar = tqdm.tqdm(total=self.optim.steps, initial=first, unit="step", mininterval=5, dynamic_ncols=True)
-        for step in range(first, self.optim.steps):
-            state, scalars = step_fn(state, next(data), jax.random.fold_in(key, step))
-            bar.update()
-            if (step + 1) % self.optim.log_every == 0:
-                rate = (step + 1 - first) / (time.monotonic() - start)
+        for done in range(first + stride, self.optim.steps + stride, stride):
+            state, scalars = step_fn(state, next(data), jax.random.fold_in(key, done))
+            bar.update(stride)
+            if done % self.optim.log_every < stride:
+                rate = (done - first) / (time.monotonic() - start)
                 values = {name: float(value) for name, value in scalars.items()} | {"steps_per_second": rate}
-                journal.write(step + 1, values)
+                journal.write(done, values)
                 bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
             late = self.optim.minutes > 0 and time.monotonic() - start > 60 * self.optim.minutes
-            if late or step + 1 == self.optim.steps or (step + 1) % self.optim.save_every == 0:
-                items = ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data.get_state())
-                )
-                checkpoints.save(step + 1, args=items, force=True)
+            if late or done >= self.optim.steps or done % self.optim.save_every < stride:
+                items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data.get_state()))
+                checkpoints.save(done, args=items, force=True)
                 journal.plot()
             if late:
                 break
@@ -117,6 +120,4 @@ class Run:
 
 def batches(dataset: grain.MapDataset, *, threads: int, prefetch: int) -> Iterator[Any]:
     """An iterator with a saved place over a batched dataset, rendered ahead in threads."""
-    return iter(
-        dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))
-    )
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))

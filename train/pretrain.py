@@ -53,9 +53,7 @@ def positions(key: jax.Array, batch: int, cfg: configs.Config) -> tuple[rope.Pha
     return rope.grid_phase(np.arange(blocks * length), **shape), rope.grid_phase(starts + offset, **shape)
 
 
-def loss_fn(
-    p: dict, batch: dict[str, jax.Array], key: jax.Array, *, cfg: configs.Config
-) -> tuple[jax.Array, dict]:
+def loss_fn(p: dict, batch: dict[str, jax.Array], key: jax.Array, *, cfg: configs.Config) -> tuple[jax.Array, dict]:
     """Mean squared velocity error over blocks with noise in them (live_avatar.md section 7.1).
 
     batch: latent [B, F, h, w, C], reference [B, 1, h, w, C], features [B, context + 4F, 1, W].
@@ -70,9 +68,7 @@ def loss_fn(
     dropped = jax.random.uniform(drop_key, (len(x0), 1, 1, 1)) < cfg.train.dit_drop_audio
     features = jnp.where(dropped, mel.SILENCE_VALUE, jnp.maximum(features + gain, mel.SILENCE_VALUE))
     phase, ahead = positions(place_key, len(x0), cfg)
-    still = rope.grid_phase(
-        np.array([0]), grid=cfg.grid, head_size=cfg.dit.head_size, theta=cfg.dit.rope_theta
-    )
+    still = rope.grid_phase(np.array([0]), grid=cfg.grid, head_size=cfg.dit.head_size, theta=cfg.dit.rope_theta)
     held = dit.prefill(p, batch["reference"].astype(jnp.float32), still, cfg=cfg.dit)
     tokens = cfg.tokens_per_frame
     v = dit.apply(

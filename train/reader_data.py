@@ -12,12 +12,13 @@ import numpy as np
 from avatar_jax.data import phoneme, speech, world
 from avatar_jax.data.controls import Controls, sample_motion
 from avatar_jax.data.identity import sample_identity
+from avatar_jax.data.source import clip
 from avatar_jax.metrics.reader import SIZE
 
 _STRIDE = 20  # motion frames between two frames of the pool, so that they differ
 _FPS = 25
-_SAMPLES_PER_FRAME = 640
-_TRAIN, _TEST, _AUGMENT = 1, 2, 3  # streams of randomness
+_TRAIN, _AUGMENT = 1, 2  # streams of randomness
+_TEST_SEED = 1_000_000  # clips that no training draws
 
 
 @dataclasses.dataclass
@@ -58,17 +59,11 @@ def render_pool(seed: int, identities: int, frames: int) -> Pool:
 
 def render_test(seed: int, identities: int, frames: int) -> tuple[Pool, np.ndarray]:
     """Unseen faces that speak unseen words, and their reference portraits [I, 96, 96, 3]."""
-    clips, mouths, references, vectors = [], [], [], []
-    for i in range(identities):
-        rng = np.random.default_rng((seed, _TEST, i))
-        who = sample_identity(rng)
-        said = speech.utterance(rng, frames * _SAMPLES_PER_FRAME)
-        controls = sample_motion(rng, frames, said.opening, mouth_open=said.opening, mouth_width=said.width)
-        clips.append(world.render_clip(who, controls, SIZE))
-        mouths.append(controls.as_array()[:, :2])
-        references.append(world.reference(who, rng, SIZE))
-        vectors.append(who.vector())
-    return Pool(np.stack(clips), np.stack(mouths), np.stack(vectors)), np.stack(references)
+    clips = [clip(_TEST_SEED + seed, i, video_frames=frames, size=SIZE) for i in range(identities)]
+    images, controls, references, vectors = (
+        np.stack([each[name] for each in clips]) for name in ("frames", "controls", "reference", "identity")
+    )
+    return Pool(images, controls[..., :2], vectors), references
 
 
 def spoil(rng: np.random.Generator, frame: np.ndarray) -> np.ndarray:

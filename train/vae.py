@@ -3,6 +3,7 @@
 python -m train.vae --config=configs/tiny.py --workdir=runs/tiny/vae
 """
 
+import dataclasses
 import functools
 import pathlib
 
@@ -19,6 +20,7 @@ from infer import door
 from train import loop, optim
 
 FLAGS = flags.FLAGS
+Tails = tuple[vae.Tail, vae.Tail]
 
 
 def define() -> None:
@@ -27,47 +29,75 @@ def define() -> None:
     flags.DEFINE_string("workdir", "runs/tiny/vae", "Where checkpoints, metrics and weights go.")
 
 
-def loss_fn(p: dict, frames: jax.Array, key: jax.Array, *, cfg: configs.Config) -> tuple[jax.Array, dict]:
-    """L1 plus squared error plus a small KL of the latents. frames: uint8 [B, 1 + 4k, H, W, 3]."""
+def loss_fn(
+    p: dict, tails: Tails | None, frames: jax.Array, key: jax.Array, *, cfg: configs.Config
+) -> tuple[jax.Array, tuple[Tails, dict]]:
+    """L1 plus squared error plus a small KL of the latents, over one piece of a clip.
+
+    Args:
+      p: weights.
+      tails: the encoder's and decoder's histories; None opens a clip.
+      frames: uint8 [B, 1 + 4k, H, W, 3] to open a clip, [B, 4k, H, W, 3] to go on.
+      key: of the latents' noise.
+      cfg: the run.
+    """
     x = frames.astype(jnp.float32) / 127.5 - 1.0
-    mean, log_variance = vae.moments(p, x, cfg=cfg.vae)
+    mean, log_variance, heard = vae.posterior(p, x, None if tails is None else tails[0], cfg=cfg.vae)
     log_variance = jnp.clip(log_variance, -20.0, 10.0)
     z = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
-    error = vae.pixels(p, z, cfg=cfg.vae) - x
-    squared = jnp.square(error).mean()
+    y, shown = vae.pixels(p, z, None if tails is None else tails[1], cfg=cfg.vae)
+    squared = jnp.square(y - x).mean()
     kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).mean()
-    loss = jnp.abs(error).mean() + squared + cfg.train.vae_kl * kl
-    return loss, {"loss": loss, "psnr": -10.0 * jnp.log10(squared / 4.0), "kl": kl}
+    loss = jnp.abs(y - x).mean() + squared + cfg.train.vae_kl * kl
+    return loss, ((heard, shown), {"loss": loss, "psnr": -10.0 * jnp.log10(squared / 4.0), "kl": kl})
 
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
-def step(state: optim.TrainState, frames: jax.Array, key: jax.Array, *, cfg: configs.Config):
-    """One training step. Returns the state and scalars."""
-    (_, scalars), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.weights, frames, key, cfg=cfg)
-    return optim.step(state, gradient, cfg=cfg.train.vae), scalars
+def step(
+    state: optim.TrainState, tails: Tails | None, frames: jax.Array, key: jax.Array, *, cfg: configs.Config
+) -> tuple[optim.TrainState, Tails, dict]:
+    """One optimiser step on one piece. Returns the state, the histories for the next piece, and scalars."""
+    gradient, (tails, scalars) = jax.grad(loss_fn, has_aux=True)(state.weights, tails, frames, key, cfg=cfg)
+    return optim.step(state, gradient, cfg=cfg.train.vae), tails, scalars
+
+
+def clip_step(
+    state: optim.TrainState, frames: jax.Array, key: jax.Array, *, piece: int, cfg: configs.Config
+) -> tuple[optim.TrainState, dict]:
+    """Walks through clips uint8 [B, 1 + n piece, H, W, 3], one optimiser step a piece, histories carried over.
+
+    Short clips alone teach a decoder that leans on the first frame and fades after it; carried histories show it
+    the middle of a stream at no cost.
+    """
+    state, tails, scalars = step(state, None, frames[:, : 1 + piece], key, cfg=cfg)
+    for at in range(1 + piece, frames.shape[1], piece):
+        state, tails, scalars = step(state, tails, frames[:, at : at + piece], jax.random.fold_in(key, at), cfg=cfg)
+    return state, scalars
 
 
 def with_statistics(p: dict, frames: jax.Array, *, cfg: configs.Config) -> dict:
     """The weights with the latents' per-channel mean and deviation measured on `frames` uint8 [B, T, H, W, 3]."""
-    encode = jax.jit(functools.partial(vae.moments, cfg=cfg.vae))
-    mean = jnp.concatenate([encode(p, f[None].astype(jnp.float32) / 127.5 - 1.0)[0][0] for f in frames])
+    encode = jax.jit(lambda p, x: vae.posterior(p, x, None, cfg=cfg.vae)[0][0])
+    mean = jnp.concatenate([encode(p, f[None].astype(jnp.float32) / 127.5 - 1.0) for f in frames])
     return p | {"stats": {"mean": mean.mean((0, 1, 2)), "std": mean.std((0, 1, 2))}}
 
 
 def main() -> None:
     """Single frames for `vae_image_steps`, then clips to the end; writes `vae.safetensors` from the averages."""
     cfg, workdir = configs.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
-    train, size = cfg.train, cfg.video.height
+    train, size, stride = cfg.train, cfg.video.height, cfg.vae.temporal_stride
     state = optim.empty(spec.init(vae.spec(cfg.vae), jax.random.key(cfg.data.seed)), train.vae)
-    clip_frames = 1 + train.vae_clip_latents * cfg.vae.temporal_stride
-    phases = ((1, min(train.vae_image_steps, train.vae.steps)), (clip_frames, train.vae.steps))
-    for frames, until in phases:
-        limit = configs.dataclasses.replace(train.vae, steps=until)
-        batch = max(1, train.vae.batch // (1 if frames == 1 else clip_frames // 2))
+    piece, clip = train.vae_segment_latents * stride, 1 + train.vae_clip_latents * stride
+    for frames, until, batch in (
+        (1, min(train.vae_image_steps, train.vae.steps), 2 * train.vae.batch),
+        (clip, train.vae.steps, train.vae.batch // 2),
+    ):
+        run = loop.Run(cfg, dataclasses.replace(train.vae, steps=until), workdir / f"frames{frames}")
         data = frame_dataset(cfg.data.seed + frames, video_frames=frames, size=size, batch=batch)
-        run = loop.Run(cfg, limit, workdir / f"frames{frames}")
-        state = run.fit(state, loop.batches(data, threads=1, prefetch=4), functools.partial(step, cfg=cfg))
-    sample = frame_dataset(cfg.data.seed + 99, video_frames=clip_frames, size=size, batch=64)[0]
+        walk = functools.partial(clip_step, piece=piece, cfg=cfg)
+        batches = loop.batches(data, threads=1, prefetch=4)
+        state = run.fit(state, batches, walk, stride=max(1, frames // piece))
+    sample = frame_dataset(cfg.data.seed + 99, video_frames=clip, size=size, batch=64)[0]
     weight_files.save(workdir / "vae.safetensors", with_statistics(state.average, sample, cfg=cfg))
 
 

@@ -106,9 +106,7 @@ class StreamConfig:
     shift: float  # flow-matching time shift
     block_latents: int
     window_blocks: int  # attention window, the current block included
-    history: (
-        str  # "timestep": one cache a step at its own noise level; "clean": one cache, refreshed at t = 0
-    )
+    history: str  # "timestep": one cache a step at its own noise level; "clean": one cache, refreshed at t = 0
     reference_offset: int  # rope distance of the reference ahead of the block's first latent
     audio_context: int  # video frames of left context given to the audio encoder
     seed: int
@@ -134,11 +132,12 @@ class DataConfig:
 
 @dataclasses.dataclass(unsafe_hash=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay, EMA of the weights."""
+    """Muon on matrices and AdamW on the rest, warm-up and cosine decay, a moving average of the weights."""
 
     batch: int
     steps: int
-    rate: float
+    rate: float  # of Muon's orthogonalised steps
+    vector_rate: float  # of AdamW, for vectors and small tables
     warmup: int
     beta2: float
     decay: float
@@ -156,15 +155,14 @@ class TrainConfig:
     vae: OptimConfig
     vae_image_steps: int  # first steps on single frames, before clips
     vae_clip_latents: int  # latent frames of a training clip after the first
+    vae_segment_latents: int  # of which one update sees so many, its history carried over
     vae_kl: float
     dit: OptimConfig
     dit_blocks: int  # blocks of a training window
     dit_shift: float  # time shift of the training noise law
     dit_clean: float  # share of nearly clean blocks, the history a stream sees
     dit_drop_audio: float
-    dit_reference_span: tuple[
-        int, int
-    ]  # rope position of the reference relative to the window's first latent
+    dit_reference_span: tuple[int, int]  # rope position of the reference relative to the window's first latent
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -219,26 +217,18 @@ def validate(cfg: Config) -> Config:
     v, d, s, m = cfg.video, cfg.dit, cfg.stream, cfg.mel
     cell = cfg.vae.spatial_stride * d.patch
     for name, size in (("height", v.height), ("width", v.width)):
-        _require(
-            size > 0 and size % cell == 0, f"video.{name}", size, f"must be a positive multiple of {cell}"
-        )
+        _require(size > 0 and size % cell == 0, f"video.{name}", size, f"must be a positive multiple of {cell}")
     _require(v.fps == m.fps, "mel.fps", m.fps, f"must equal video.fps={v.fps}")
     _require(m.audio_hz % m.fps == 0, "mel.audio_hz", m.audio_hz, f"must be a multiple of fps={m.fps}")
-    _require(
-        m.samples_per_frame % m.hop_samples == 0, "mel.hop_samples", m.hop_samples, "must divide a frame"
-    )
-    _require(
-        m.window_samples <= m.fft, "mel.window_samples", m.window_samples, f"must not exceed fft={m.fft}"
-    )
+    _require(m.samples_per_frame % m.hop_samples == 0, "mel.hop_samples", m.hop_samples, "must divide a frame")
+    _require(m.window_samples <= m.fft, "mel.window_samples", m.window_samples, f"must not exceed fft={m.fft}")
     _require(
         len(cfg.vae.temporal) == len(cfg.vae.mult) - 1,
         "vae.temporal",
         cfg.vae.temporal,
         "one per downsampling",
     )
-    _require(
-        cfg.vae.temporal_stride == 4, "vae.temporal", cfg.vae.temporal, "the audio encoder needs stride 4"
-    )
+    _require(cfg.vae.temporal_stride == 4, "vae.temporal", cfg.vae.temporal, "the audio encoder needs stride 4")
     _require(
         d.latent_channels == cfg.vae.latent_channels,
         "dit.latent_channels",
@@ -251,12 +241,8 @@ def validate(cfg: Config) -> Config:
         d.heads,
         f"must split width={d.width} evenly",
     )
-    _require(
-        d.width % d.audio_tokens == 0, "dit.audio_tokens", d.audio_tokens, f"must divide width={d.width}"
-    )
-    _require(
-        d.audio_width == m.features, "dit.audio_width", d.audio_width, f"must equal mel features {m.features}"
-    )
+    _require(d.width % d.audio_tokens == 0, "dit.audio_tokens", d.audio_tokens, f"must divide width={d.width}")
+    _require(d.audio_width == m.features, "dit.audio_width", d.audio_width, f"must equal mel features {m.features}")
     _require(
         all(0 <= i < d.layers for i in d.audio_inject),
         "dit.audio_inject",

@@ -60,9 +60,7 @@ def configure_platform() -> str:
     missing = {name: _missing_device(name) for name in DEVICE_OF}
     platforms = ",".join([*(name for name in DEVICE_OF if name in installed and not missing[name]), "cpu"])
     notes = [reason for name, reason in missing.items() if reason and name in installed]
-    notes += [
-        _missing_plugin(name) for name, reason in missing.items() if not reason and name not in installed
-    ]
+    notes += [_missing_plugin(name) for name, reason in missing.items() if not reason and name not in installed]
     _set_platforms(platforms)
     return f"{', '.join(notes)}: JAX runs on {platforms} (JAX_PLATFORMS overrides)" if notes else ""
 
@@ -87,16 +85,12 @@ def enable_compile_cache(path: str | None = None) -> Path | None:
     asked = path or os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
     try:
         folder = Path(asked).expanduser() if asked else _default_cache()
-        folder.mkdir(
-            mode=0o700, parents=True, exist_ok=True
-        )  # cached programs are code: nobody else's business
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # cached programs are code: nobody else's business
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError("not writable")
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         if asked:
-            raise ValueError(
-                f"compile cache folder {asked!r}: {error}; give another or '' for none"
-            ) from error
+            raise ValueError(f"compile cache folder {asked!r}: {error}; give another or '' for none") from error
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -21,7 +21,8 @@ Spec = Mapping[str, Any]
 class Leaf:
     """A weight to be: `axes` names each dimension for sharding; linear weights are stored [in, out].
 
-    `init` is "fan_in" (normal, 1/sqrt of all but the last dimension), "zeros", "ones" or "normal" (std `scale`).
+    `init` is "fan_in" (normal, 1/sqrt of all but the last dimension), "newest" (the same for the last slice of the
+    first dimension, zero for the others), "zeros", "ones" or "normal" (std `scale`).
     """
 
     shape: tuple[int, ...]
@@ -37,6 +38,9 @@ def _draw(leaf: Leaf, key: jax.Array) -> jax.Array:
         return jnp.zeros(leaf.shape, leaf.dtype)
     if leaf.init == "ones":
         return jnp.full(leaf.shape, leaf.scale, leaf.dtype)
+    if leaf.init == "newest":
+        last = dataclasses.replace(leaf, shape=leaf.shape[1:], axes=leaf.axes[1:], init="fan_in")
+        return jnp.zeros(leaf.shape, leaf.dtype).at[-1].set(_draw(last, key))
     fan_in = math.prod(leaf.shape[leaf.stacked : -1]) if leaf.init == "fan_in" else 1
     return (jax.random.normal(key, leaf.shape) * leaf.scale / math.sqrt(fan_in)).astype(leaf.dtype)
 
@@ -81,11 +85,7 @@ def check(spec: Spec, weights: Mapping[str, Any]) -> None:
         if tuple(found[path].shape) != wanted[path].shape
     )
     if missing or unused or wrong:
-        gaps = (
-            [f"missing {p}" for p in missing]
-            + [f"unused {p}" for p in unused]
-            + [f"shape of {p}" for p in wrong]
-        )
+        gaps = [f"missing {p}" for p in missing] + [f"unused {p}" for p in unused] + [f"shape of {p}" for p in wrong]
         raise ValueError(
             f"weights do not fit the configuration: {len(shared) - len(wrong)} mapped, {len(missing)} missing, "
             f"{len(unused)} unused, {len(wrong)} of wrong shape; " + "; ".join(gaps[:20])

@@ -49,9 +49,7 @@ def shape(
 ) -> Shape:
     """A `Shape` from coordinate arrays [n]; z and jaw broadcast."""
     x, y, depth, follow = np.broadcast_arrays(x, y, z, jaw)
-    return Shape(
-        np.stack([x, y, depth], -1).astype(np.float64), paint_of(colour), follow.astype(float), stroke
-    )
+    return Shape(np.stack([x, y, depth], -1).astype(np.float64), paint_of(colour), follow.astype(float), stroke)
 
 
 def surface(x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:
@@ -74,9 +72,7 @@ def project(shapes: Sequence[Shape], pose: Pose, size: int) -> list[np.ndarray]:
     sy, cy = np.sin(pose.yaw), np.cos(pose.yaw)
     sp, cp = np.sin(pose.pitch), np.cos(pose.pitch)
     sr, cr = np.sin(pose.roll), np.cos(pose.roll)
-    turn = np.array(
-        [[cy, sy * sp], [0.0, cp], [sy, -cy * sp]]
-    )  # columns: screen x and y after yaw, then pitch
+    turn = np.array([[cy, sy * sp], [0.0, cp], [sy, -cy * sp]])  # columns: screen x and y after yaw, then pitch
     turn[:, 1] *= np.array([-1.0, 1.0, -1.0])
     roll = np.array([[cr, sr], [-sr, cr]])
     flat = (points - _PIVOT) @ (turn @ roll) * pose.scale + _PIVOT[:2]
@@ -89,9 +85,7 @@ def place(shapes: Sequence[Shape], shift: tuple[float, float], size: int) -> lis
     return _fixed(flat, shapes, (0.5 + shift[0], 0.5 + shift[1]), size)
 
 
-def _fixed(
-    flat: np.ndarray, shapes: Sequence[Shape], centre: tuple[float, float], size: int
-) -> list[np.ndarray]:
+def _fixed(flat: np.ndarray, shapes: Sequence[Shape], centre: tuple[float, float], size: int) -> list[np.ndarray]:
     side = size * SUPERSAMPLE
     # OpenCV puts integer coordinates at pixel centres, hence the half.
     pixels = (flat * UNIT + centre) * side - 0.5

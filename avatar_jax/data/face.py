@@ -33,9 +33,7 @@ def outline(who: Identity, grow: float = 1.0, points: int = 60) -> tuple[np.ndar
     power = 5.0 if who.kind == "robot" else lerp(2.05, 2.6, who.face_square)
     x, y = oval(0.0, 0.0, half_width(who), 1.0, power=power, points=points)
     low = np.clip(y, 0.0, 1.0)
-    narrow = {"robot": 0.0, "ghost": -0.05, "animal": 0.02, "alien": 0.42}.get(
-        who.kind, lerp(0.08, 0.3, who.jaw)
-    )
+    narrow = {"robot": 0.0, "ghost": -0.05, "animal": 0.02, "alien": 0.42}.get(who.kind, lerp(0.08, 0.3, who.jaw))
     x = x * (1.0 - narrow * low**1.6)
     if who.kind == "alien":
         x = x * (1.0 + 0.12 * np.clip(-y, 0.0, 1.0))
@@ -99,9 +97,7 @@ def ears(who: Identity) -> list[Shape]:
             middle = ear.mean(1, keepdims=True)
             parts = [(ear, shade(who.skin, 0.06)), (middle + 0.55 * (ear - middle), inner)]
         elif who.ears == "floppy":
-            parts = [
-                (oval(side * wide * 1.02, -0.22, 0.2 * grow, 0.5 * grow, power=2.3), shade(who.skin, 0.4))
-            ]
+            parts = [(oval(side * wide * 1.02, -0.22, 0.2 * grow, 0.5 * grow, power=2.3), shade(who.skin, 0.4))]
         else:
             parts = []
         shapes += [shape(part[0], part[1], -0.12, colour) for part, colour in parts]
@@ -145,9 +141,7 @@ def _eye(
     def inside(x: float, y: float, radius: float, colour: Colour, points: int = 22) -> Shape:
         px, py = oval(x, y, radius, radius, points=points)
         px = np.clip(px, -wide, wide)
-        return shape(
-            cx + px, cy + np.clip(py, np.interp(px, lid_x, top), np.interp(px, lid_x, low)), depth, colour
-        )
+        return shape(cx + px, cy + np.clip(py, np.interp(px, lid_x, top), np.interp(px, lid_x, low)), depth, colour)
 
     solid = who.kind in ("ghost", "alien")  # eyes all iris
     white = DARK if solid else WHITE
@@ -191,22 +185,15 @@ def nose(who: Identity) -> list[Shape]:
         glint_x, glint_y = oval(-0.04, 0.13, 0.045, 0.025, points=12)
         return [shape(x, y, 1.1, DARK), shape(glint_x, glint_y, 1.13, mix(DARK, WHITE, 0.55))]
     if who.kind == "alien":
-        return [
-            shape(*oval(s * 0.05, 0.2, 0.02, 0.04, points=12), 0.95, shade(who.skin, 0.45))
-            for s in (-1.0, 1.0)
-        ]
+        return [shape(*oval(s * 0.05, 0.2, 0.02, 0.04, points=12), 0.95, shade(who.skin, 0.45)) for s in (-1.0, 1.0)]
     tip = 0.12 if who.kind == "cartoon" else 0.15
     dark = mix(shade(who.skin, 0.2), (0.85, 0.35, 0.3), 0.15)
     x, y = oval(0.0, tip, wide * size, 0.085 * size)
     light_x, light_y = oval(-0.02, tip - 0.03, wide * size * 0.55, 0.045 * size, points=16)
     shapes = [shape(x, y, 1.02, dark), shape(light_x, light_y, 1.08, mix(who.skin, WHITE, 0.18))]
     if who.kind == "human":
-        bridge = np.array(
-            [(-0.035, -0.16), (0.035, -0.16), (wide * size * 0.7, tip), (-wide * size * 0.7, tip)]
-        ).T
-        shapes.insert(
-            0, shape(bridge[0], bridge[1], np.array([0.85, 0.85, 1.02, 1.02]), shade(who.skin, 0.07))
-        )
+        bridge = np.array([(-0.035, -0.16), (0.035, -0.16), (wide * size * 0.7, tip), (-wide * size * 0.7, tip)]).T
+        shapes.insert(0, shape(bridge[0], bridge[1], np.array([0.85, 0.85, 1.02, 1.02]), shade(who.skin, 0.07)))
     return shapes
 
 

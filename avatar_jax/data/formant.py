@@ -182,9 +182,7 @@ def _overlap_add(spectra: np.ndarray, hop: int, samples: int) -> np.ndarray:
     return out.reshape(-1)[2 * hop : 2 * hop + samples]
 
 
-def synthesise(
-    rng: np.random.Generator, score: Score, voice: Voice, *, samples: int, audio_hz: int
-) -> np.ndarray:
+def synthesise(rng: np.random.Generator, score: Score, voice: Voice, *, samples: int, audio_hz: int) -> np.ndarray:
     """Dry speech [samples] float32; a stressed AA has RMS about 1. Deterministic in the state of `rng`."""
     times = control_times(samples, audio_hz)
     index = np.maximum(np.searchsorted(score.start, times, side="right") - 1, 0)
@@ -210,9 +208,7 @@ def synthesise(
     voiced_gain, breath_gain = _reference_gains(voice, frequency)
     noise = rng.standard_normal(samples, dtype=np.float32)
     voicing = level("voice", _VOICE_SECONDS) * _shimmer(rng, voice, at, grid)
-    breath = (
-        level("breath", _NOISE_SECONDS) + voicing * (0.25 if voice.whisper else voice.breathiness) * phase
-    )
+    breath = level("breath", _NOISE_SECONDS) + voicing * (0.25 if voice.whisper else voice.breathiness) * phase
     source = breath_gain * breath * noise
     if not voice.whisper:
         source += voiced_gain * voicing * saw

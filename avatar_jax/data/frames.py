@@ -30,6 +30,4 @@ def wandering_clip(seed: int, index: int, *, video_frames: int, size: int) -> np
 def frame_dataset(seed: int, *, video_frames: int, size: int, batch: int) -> grain.MapDataset:
     """Endless batches uint8 [B, T, size, size, 3], a new identity each clip, the same for the same seed."""
     indices = grain.MapDataset.range(2**31 - 1)
-    return indices.map(lambda i: wandering_clip(seed, int(i), video_frames=video_frames, size=size)).batch(
-        batch
-    )
+    return indices.map(lambda i: wandering_clip(seed, int(i), video_frames=video_frames, size=size)).batch(batch)

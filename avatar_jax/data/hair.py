@@ -29,14 +29,11 @@ def behind(who: Identity) -> list[Shape]:
     return []
 
 
-def _curls(
-    rx: float, ry: float, radius: float, turns: np.ndarray, colour: Colour, depth: float
-) -> list[Shape]:
+def _curls(rx: float, ry: float, radius: float, turns: np.ndarray, colour: Colour, depth: float) -> list[Shape]:
     """Round locks on an arc over the head; turn 0 is the left ear, 1 the right one."""
     angle = np.pi * (1.0 + turns)
     return [
-        shape(*oval(rx * np.cos(a), -0.15 + ry * np.sin(a), radius, radius, points=20), depth, colour)
-        for a in angle
+        shape(*oval(rx * np.cos(a), -0.15 + ry * np.sin(a), radius, radius, points=20), depth, colour) for a in angle
     ]
 
 
@@ -113,9 +110,7 @@ def _cap(who: Identity) -> list[Shape]:
     brim_top = -0.56 - 0.2 * (1.0 - line**2)
     both = np.r_[line, line[::-1]] * wide * 1.06
     level = np.r_[brim_low, brim_top[::-1]]
-    brim = shape(
-        both, level, 0.75 * np.sqrt(np.maximum(0.0, 1.0 - (both / (1.1 * wide)) ** 2)), shade(who.accent, 0.3)
-    )
+    brim = shape(both, level, 0.75 * np.sqrt(np.maximum(0.0, 1.0 - (both / (1.1 * wide)) ** 2)), shade(who.accent, 0.3))
     button = shape(*oval(0.0, -1.09, 0.09, 0.06, points=16), 0.0, shade(who.accent, 0.3))
     return [button, dome, brim]
 
@@ -151,9 +146,7 @@ def _glasses(who: Identity) -> list[Shape]:
     frame = shade(who.accent, 0.45)
     shapes = []
     for side in (-1.0, 1.0):
-        x, y = oval(
-            side * apart, cy, radius, radius * 0.9, power=2.0 if who.glasses == "round" else 4.0, points=36
-        )
+        x, y = oval(side * apart, cy, radius, radius * 0.9, power=2.0 if who.glasses == "round" else 4.0, points=36)
         closed_x, closed_y = np.r_[x, x[:1]], np.r_[y, y[:1]]
         shapes.append(shape(closed_x, closed_y, 0.95 * surface(apart, cy), frame, stroke=0.05))
         arm_x = side * np.array([apart + radius, half_width(who)])

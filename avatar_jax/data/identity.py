@@ -102,9 +102,7 @@ _ALIENS = _palette("8fc76a 5fb7a0 6ea8d8 a48fd6 b7d36b 58c0c7")
 _SPIRITS = _palette("f4f2f8 e3ecf7 efe4f4 dff0ea f8ecd9")
 
 
-def _pick(
-    rng: np.random.Generator, options: tuple[Any, ...], weights: tuple[float, ...] | None = None
-) -> Any:
+def _pick(rng: np.random.Generator, options: tuple[Any, ...], weights: tuple[float, ...] | None = None) -> Any:
     share = None if weights is None else np.asarray(weights) / np.sum(weights)
     return options[int(rng.choice(len(options), p=share))]
 
@@ -156,9 +154,7 @@ def _colours(rng: np.random.Generator, kind: str) -> dict[str, Colour]:
     def cloth(r: np.random.Generator) -> Colour:
         return _hsv(hue + r.normal(0, 0.04), r.uniform(0.35, 0.68), r.uniform(0.42, 0.86))
 
-    hair = _far(
-        rng, (skin,), lambda r: _jitter(r, _pick(r, _DYED if r.random() < 0.13 else _HAIR_COLOURS)), 0.3
-    )
+    hair = _far(rng, (skin,), lambda r: _jitter(r, _pick(r, _DYED if r.random() < 0.13 else _HAIR_COLOURS)), 0.3)
     fabric = _far(rng, (skin, backdrop), cloth, 0.35)
     low = _hsv(colorsys.rgb_to_hsv(*backdrop)[0] + rng.uniform(-0.12, 0.12), rng.uniform(0.15, 0.4), 0.9)
     return {
@@ -167,9 +163,7 @@ def _colours(rng: np.random.Generator, kind: str) -> dict[str, Colour]:
         "iris": _jitter(rng, _pick(rng, _IRISES)),
         "lip": _lip(rng, kind, skin),
         "cloth": fabric,
-        "accent": _far(
-            rng, (fabric, skin), lambda r: _hsv(hue + r.uniform(0.3, 0.7), 0.5, r.uniform(0.5, 0.95)), 0.3
-        ),
+        "accent": _far(rng, (fabric, skin), lambda r: _hsv(hue + r.uniform(0.3, 0.7), 0.5, r.uniform(0.5, 0.95)), 0.3),
         "backdrop": backdrop,
         "backdrop_low": mix(backdrop, low, 0.55),
     }

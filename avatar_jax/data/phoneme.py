@@ -43,14 +43,10 @@ def _closure(f2: float, f3: float, opening: float, voice: float, *, lips_shut: b
 
 
 def _burst(f2: float, f3: float, opening: float, friction: float, spectrum: str, breath: float) -> Gesture:
-    return Gesture(
-        350, f2, f3, opening, 0.0, 0.018 + 0.15 * breath, 0.25 - breath, breath, friction, spectrum
-    )
+    return Gesture(350, f2, f3, opening, 0.0, 0.018 + 0.15 * breath, 0.25 - breath, breath, friction, spectrum)
 
 
-def _fricative(
-    f2: float, mouth: tuple[float, float], voice: float, friction: float, spectrum: str
-) -> Gesture:
+def _fricative(f2: float, mouth: tuple[float, float], voice: float, friction: float, spectrum: str) -> Gesture:
     return Gesture(320, f2, 2550, *mouth, 0.095 - 0.05 * voice, voice, 0.0, friction, spectrum)
 
 
@@ -203,9 +199,7 @@ def _pause(rng: np.random.Generator, pen: _Pen, long_pauses: float) -> None:
     pen.rest("SIL", seconds)
 
 
-def compose(
-    rng: np.random.Generator, seconds: float, *, syllables_per_second: float, long_pauses: float
-) -> Score:
+def compose(rng: np.random.Generator, seconds: float, *, syllables_per_second: float, long_pauses: float) -> Score:
     """A random score that covers [0, seconds]; it usually begins inside a phrase.
 
     `long_pauses` is the chance that a pause lasts 1 to 3 s (others last 0.15 to 0.8 s). The listed phonemes

@@ -34,9 +34,7 @@ def clip(
       float32 [V].
     """
     who = identity_of(seed, index)
-    spoken = utterance(
-        _generator(seed, index, SPEECH), video_frames * audio_hz // fps, audio_hz=audio_hz, fps=fps
-    )
+    spoken = utterance(_generator(seed, index, SPEECH), video_frames * audio_hz // fps, audio_hz=audio_hz, fps=fps)
     motion = sample_motion(
         _generator(seed, index, MOTION),
         video_frames,

@@ -52,9 +52,7 @@ def _body(who: Identity) -> list[Shape]:
     hole = shape(*oval(0.0, 1.1, 0.4, 0.14), 0.0, shade(who.skin, 0.28))
     if who.clothes == "crew":
         return [shoulders, neck, ring, hole]
-    ends = 1.24 * (1.0 - ((2.0 - np.array([1.3, 1.46])) / 0.86) ** 2.6) ** (
-        1 / 2.6
-    )  # inside the shoulders' oval
+    ends = 1.24 * (1.0 - ((2.0 - np.array([1.3, 1.46])) / 0.86) ** 2.6) ** (1 / 2.6)  # inside the shoulders' oval
     bars = [
         shape(np.array([-end, end]), np.array([y, y]), 0.0, who.accent, stroke=0.08)
         for y, end in zip((1.3, 1.46), ends, strict=True)
@@ -85,9 +83,7 @@ def _background(who: Identity, size: int) -> np.ndarray:
             cv2.LINE_AA,
         )
         deep = paint_of(shade(mix(who.backdrop, who.backdrop_low, 0.8), 0.12))
-        cv2.ellipse(
-            canvas, (side, side), (int(0.55 * side), int(0.32 * side)), 0, 0, 360, deep, -1, cv2.LINE_AA
-        )
+        cv2.ellipse(canvas, (side, side), (int(0.55 * side), int(0.32 * side)), 0, 0, 360, deep, -1, cv2.LINE_AA)
     canvas.setflags(write=False)
     return canvas
 

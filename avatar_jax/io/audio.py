@@ -63,9 +63,7 @@ class AudioStream:
             good = np.isfinite(chunk)
             if not good.all():
                 time = (total + int(np.argmin(good))) / self.source_hz
-                raise InputError(
-                    f"has a NaN or infinite sample at {time:.3f} s; export it again as 16-bit PCM"
-                )
+                raise InputError(f"has a NaN or infinite sample at {time:.3f} s; export it again as 16-bit PCM")
             total += chunk.size
             yield chunk
 

@@ -14,9 +14,7 @@ import numpy as np
 
 from avatar_jax.io.errors import InputError
 
-CONTAINERS = (
-    "wav,w64,aiff,au,caf,mp3,aac,flac,ogg,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,flv,asf,amr,wv"
-)
+CONTAINERS = "wav,w64,aiff,au,caf,mp3,aac,flac,ogg,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,flv,asf,amr,wv"
 MAGIC = (
     b"RIFF",
     b"RF64",
@@ -104,9 +102,7 @@ class FfmpegSource:
         self.source_hz = int(self._track.rate or 0)
         seconds = missing * 8 / (self._track.bit_rate or float("inf"))
         if seconds > MISSING_S:
-            raise InputError(
-                f"is truncated: the last {seconds:.1f} s that it declares are missing; copy it again"
-            )
+            raise InputError(f"is truncated: the last {seconds:.1f} s that it declares are missing; copy it again")
 
     @property
     def duration_s(self) -> float | None:
@@ -146,17 +142,13 @@ class FfmpegSource:
         total, held = 0, np.zeros(0, np.float32)
         for frame in self._frames():
             if frame.sample_rate != self.source_hz:
-                raise InputError(
-                    f"changes its sample rate at {total / self.source_hz:.2f} s; export it at one rate"
-                )
+                raise InputError(f"changes its sample rate at {total / self.source_hz:.2f} s; export it at one rate")
             yield held
             held = to_mono(frame.to_ndarray(), len(frame.layout.channels))
             total += held.size
         declared = self._declared_samples or total
         if declared - total > MISSING_S * self.source_hz:
-            lengths = (
-                f"it declares {declared / self.source_hz:.1f} s and holds {total / self.source_hz:.1f} s"
-            )
+            lengths = f"it declares {declared / self.source_hz:.1f} s and holds {total / self.source_hz:.1f} s"
             raise InputError(f"is truncated: {lengths}; copy it again")
         padding = total - declared if 0 < total - declared < CODEC_FRAME else 0
         yield held[: max(0, held.size - padding)]

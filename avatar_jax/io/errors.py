@@ -40,9 +40,7 @@ def _open(path: str | os.PathLike[str], kind: str) -> BinaryIO:
     except PermissionError as error:
         raise InputError(f"{path}: cannot be read (permission denied); make the {kind} readable") from error
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be opened ({error.strerror}); check the path of the {kind}"
-        ) from error
+        raise InputError(f"{path}: cannot be opened ({error.strerror}); check the path of the {kind}") from error
     except ValueError as error:  # a NUL or a character that the file system cannot encode
         raise InputError(f"{path!r}: is not a file name ({error})") from error
     if stat.S_ISDIR(mode):

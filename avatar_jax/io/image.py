@@ -26,17 +26,11 @@ def _boundary(path: str | os.PathLike[str]) -> Iterator[None]:
     except InputError:
         raise
     except BOMBS as error:  # Pillow's own limit acts while the header is read, above ours
-        raise InputError(
-            f"{path}: is larger than 16 megapixels (4096 x 4096); scale the portrait down"
-        ) from error
+        raise InputError(f"{path}: is larger than 16 megapixels (4096 x 4096); scale the portrait down") from error
     except Image.UnidentifiedImageError as error:
-        raise InputError(
-            f"{path}: is not a PNG, JPEG or WebP image; export the portrait as one of them"
-        ) from error
+        raise InputError(f"{path}: is not a PNG, JPEG or WebP image; export the portrait as one of them") from error
     except Exception as error:
-        raise InputError(
-            f"{path}: is a damaged image that cannot be decoded; export the portrait again"
-        ) from error
+        raise InputError(f"{path}: is a damaged image that cannot be decoded; export the portrait again") from error
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -73,9 +67,7 @@ def load_portrait(path: str | os.PathLike[str], *, height: int, width: int) -> n
     ):
         if image.width * image.height > LIMIT_PIXELS:
             size = f"{image.width} x {image.height} pixels"
-            raise InputError(
-                f"{path}: is {size}; the limit is 16 megapixels (4096 x 4096), scale the portrait down"
-            )
+            raise InputError(f"{path}: is {size}; the limit is 16 megapixels (4096 x 4096), scale the portrait down")
         image.load()
         upright = _flatten(ImageOps.exif_transpose(image))
         box = _cover_box(upright.size, height, width)

@@ -48,8 +48,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
     Raises:
         InputError: not an .mp4 name, an existing file without `overwrite`, a directory, or a folder that is
-        missing
-            or not writable.
+            missing or not writable.
     """
     final = Path(os.path.abspath(path))
     if final.suffix.lower() != ".mp4":
@@ -150,35 +149,33 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
-        """A full disk becomes one clear line."""
+        """A disk that is full or fails becomes one clear line."""
         try:
             yield
         except OSError as error:
-            if error.errno not in FULL:
-                raise
             self._keep_partial = True
+            full = "the disk is full, free some space and run again"
+            reason = full if error.errno in FULL else f"cannot be written ({error.strerror})"
             kept = f"; what was made before is in {self.partial}" if self.video_frames else ""
-            raise InputError(f"{self.path}: the disk is full, free some space and run again{kept}") from error
+            raise InputError(f"{self.path}: {reason}{kept}") from error
 
     def write(self, frames: np.ndarray, samples: np.ndarray) -> None:
         """Appends video frames and the sound under them: frame k covers samples [k, k + 1) * audio_hz / fps.
 
         Args:
-            frames: uint8 [T, H, W, 3] RGB. samples: float32 [n], n at most T frames' worth; the shortfall
-            becomes silence if more frames follow.
+            frames: uint8 [T, H, W, 3] RGB.
+            samples: float32 [n], at most T frames' worth; a shortfall becomes silence if more frames follow.
 
         Raises:
             ValueError: shapes that do not fit.
-            InputError: the disk is full.
+            InputError: the disk is full, or fails.
         """
         hop = self.audio_hz // self.fps
         shape = (*self.size, 3)
         if frames.shape[1:] != shape or frames.dtype != np.uint8:
             raise ValueError(f"frames are {frames.dtype} {frames.shape}: expected uint8 [T, *{shape}]")
         if samples.ndim != 1 or samples.size > len(frames) * hop:
-            raise ValueError(
-                f"samples are {samples.shape}: {len(frames)} frames hold at most {len(frames) * hop}"
-            )
+            raise ValueError(f"samples are {samples.shape}: {len(frames)} frames hold at most {len(frames) * hop}")
         late = self.video_frames * hop - self.samples
         sound = np.concatenate([np.zeros(late, np.float32), np.asarray(samples, np.float32)])
         with self._disk():
@@ -201,9 +198,7 @@ class VideoWriter:
     def _write_sound(self, samples: np.ndarray) -> None:  # [n]
         if not samples.size:
             return
-        sound = self._sound_type.from_ndarray(
-            np.ascontiguousarray(samples[None]), format="fltp", layout="mono"
-        )
+        sound = self._sound_type.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
         sound.sample_rate, sound.time_base = self.audio_hz, Fraction(1, self.audio_hz)
         sound.pts = self.samples
         self._container.mux(self._audio.encode(sound))
@@ -231,7 +226,7 @@ class VideoWriter:
         self._container.close()
 
     def discard(self) -> None:
-        """Ends without a video under the final name; removes the partial file unless the disk was full."""
+        """Ends without a video under the final name; removes the partial file unless the disk failed."""
         with contextlib.suppress(OSError, ValueError):
             self._container.close()
         if not (self._keep_partial and self.video_frames):
@@ -302,16 +297,14 @@ def read_video(
     """
     try:
         with open_input(path, kind="video") as file, open_container(file) as container:
-            fps = float(container.streams.video[0].average_rate) if container.streams.video else 0.0
             frames, start = _decode_frames(container, path)
+            fps = float(container.streams.video[0].average_rate or 0)
         with open_input(path, kind="video") as file, open_container(file) as container:
             sound_start = _sound_start(container)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"{path}: is not a video that can be decoded; give an mp4, webm or mkv file"
-        ) from error
+        raise InputError(f"{path}: is not a video that can be decoded; give an mp4, webm or mkv file") from error
     if sound_start is None:
         return frames, np.zeros(0, np.float32), fps
     with open_audio(path, audio_hz=audio_hz) as stream:

@@ -59,9 +59,7 @@ def _apply_tower(weights: Weights, tower: str, layers: Layers, x: jax.Array) -> 
     for i, (_, _, stride) in enumerate(layers):
         layer = f"{tower}/conv{i}"
         kernel, strides = weights[f"{layer}/kernel"], (stride, stride)
-        x = jax.lax.conv_general_dilated(
-            x, kernel, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        x = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
         x = jax.nn.silu(x * weights[f"{layer}/scale"] + weights[f"{layer}/bias"])
     x = x.reshape(x.shape[0], -1)

@@ -30,9 +30,7 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or a.ndim != 1 or a.size < 2:
-        raise ValueError(
-            f"tracks must have one length of at least 2, got shapes {list(a.shape)} and {list(b.shape)}"
-        )
+        raise ValueError(f"tracks must have one length of at least 2, got shapes {list(a.shape)} and {list(b.shape)}")
     a, b = a - a.mean(), b - b.mean()
     scale = np.sqrt(np.sum(a * a) * np.sum(b * b))
     return float(np.clip(np.sum(a * b) / scale, -1.0, 1.0)) if scale > 1e-12 else 0.0
@@ -46,9 +44,7 @@ def best_lag(a: np.ndarray, b: np.ndarray, max_lag_frames: int) -> int:
     """
     frames = len(a)
     if frames < max_lag_frames + 2 or len(b) != frames:
-        raise ValueError(
-            f"{frames} and {len(b)} frames are too few, or unequal, for a lag of {max_lag_frames}"
-        )
+        raise ValueError(f"{frames} and {len(b)} frames are too few, or unequal, for a lag of {max_lag_frames}")
 
     def score(lag: int) -> float:
         late, early = max(lag, 0), max(-lag, 0)

@@ -69,12 +69,18 @@ def spec(cfg: DitConfig) -> dict:
 
 def lay_out(p: dict, cfg: DitConfig) -> dict:
     """Checkpoint weights in the layout `cfg.layer_loop` runs: stacked for "scan", a tuple of layers for "unroll"."""
-    return p if cfg.layer_loop == "scan" else p | {"blocks": kv.unstack(p["blocks"], cfg.layers)}
+    if cfg.layer_loop == "scan":
+        return p
+    injectors = kv.unstack(p["audio"]["injectors"], len(cfg.audio_inject))
+    return p | {"blocks": kv.unstack(p["blocks"], cfg.layers), "audio": p["audio"] | {"injectors": injectors}}
 
 
 def gather(p: dict) -> dict:
     """The inverse of `lay_out`: blocks stacked, as checkpoints hold them."""
-    return p | {"blocks": kv.stack(p["blocks"])} if isinstance(p["blocks"], tuple) else p
+    if not isinstance(p["blocks"], tuple):
+        return p
+    injectors = kv.stack(p["audio"]["injectors"])
+    return p | {"blocks": kv.stack(p["blocks"]), "audio": p["audio"] | {"injectors": injectors}}
 
 
 def _time(p: dict, sigma: jax.Array, cfg: DitConfig) -> tuple[jax.Array, jax.Array]:
@@ -92,9 +98,9 @@ def embed_text(p: dict, text: jax.Array) -> jax.Array:
 
 def _block(p: dict, x: jax.Array, e0: jax.Array, text: jax.Array | None, attend, state, cfg: DitConfig):
     """One block over groups of tokens that share a timestep (section 1.4). x: [B, G, f, D]; e0: [B, G, 6, D]."""
-    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(p["modulation"] + e0, -2, 0)[
-        ..., None, :
-    ].astype(jnp.float32)  # each [B, G, 1, D]
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(p["modulation"] + e0, -2, 0)[..., None, :].astype(
+        jnp.float32
+    )  # each [B, G, 1, D]
     batch, groups, tokens, width = x.shape
 
     def flat(h: jax.Array) -> jax.Array:
@@ -108,9 +114,9 @@ def _block(p: dict, x: jax.Array, e0: jax.Array, text: jax.Array | None, attend,
     if text is not None:
         h = flat(norm.layer_norm(y, cfg.eps) * p["norm3"]["scale"] + p["norm3"]["bias"])
         k, v = attention.keys_values(p["cross"], text, heads=cfg.heads, eps=cfg.eps)
-        y = y + attention.cross(
-            p["cross"], h, k, v, heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention
-        ).reshape(x.shape)
+        y = y + attention.cross(p["cross"], h, k, v, heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention).reshape(
+            x.shape
+        )
     h = flat(norm.layer_norm(y, cfg.eps) * (1.0 + scale2) + shift2)
     h = dense.apply(p["ffn"]["out"], jax.nn.gelu(dense.apply(p["ffn"]["in"], h)))
     return (y + gate2 * h.reshape(x.shape)).astype(x.dtype), state
@@ -119,9 +125,7 @@ def _block(p: dict, x: jax.Array, e0: jax.Array, text: jax.Array | None, attend,
 def _segments(cfg: DitConfig) -> list[tuple[int, int, int | None]]:
     """Runs of blocks (start, stop, injector after the run or None)."""
     stops = [layer + 1 for layer in cfg.audio_inject]
-    parts = [
-        (start, stop, index) for index, (start, stop) in enumerate(zip([0, *stops], stops, strict=False))
-    ]
+    parts = [(start, stop, index) for index, (start, stop) in enumerate(zip([0, *stops], stops, strict=False))]
     last = stops[-1] if stops else 0
     return [*parts, (last, cfg.layers, None)] if last < cfg.layers else parts
 
@@ -225,13 +229,9 @@ def apply(
     def attend(q, k, v, state):
         held_k, held_v = state
         repeat = copies // held_k.shape[1]
-        keys = jnp.concatenate(
-            [rotate(jnp.tile(held_k, (1, repeat, 1, 1)), reference_phases), rotate(k, phase)], 1
-        )
+        keys = jnp.concatenate([rotate(jnp.tile(held_k, (1, repeat, 1, 1)), reference_phases), rotate(k, phase)], 1)
         values = jnp.concatenate([jnp.tile(held_v, (1, repeat, 1, 1)), v], 1)
-        return attention.attend(
-            rotate(q, phase), keys, values, jnp.asarray(mask)[None, None], kernel=cfg.attention
-        ), ()
+        return attention.attend(rotate(q, phase), keys, values, jnp.asarray(mask)[None, None], kernel=cfg.attention), ()
 
     tokens = embed.patchify(latent, cfg.patch)
     y, _ = _denoise(p, tokens, sigma, sound, text, attend, reference, cfg)
@@ -239,9 +239,7 @@ def apply(
     return embed.unpatchify(y.astype(jnp.float32), grid, cfg.patch)
 
 
-def encode_sound(
-    p: dict, features: jax.Array, *, context: int, cfg: DitConfig
-) -> tuple[jax.Array, jax.Array]:
+def encode_sound(p: dict, features: jax.Array, *, context: int, cfg: DitConfig) -> tuple[jax.Array, jax.Array]:
     """The sound tokens of a block, computed once for all of its steps; see `audio.encode`."""
     return audio.encode(p["audio"]["encoder"], features, context=context, cfg=cfg)
 

@@ -93,9 +93,7 @@ def step(
     return MelState(tail=sound[..., samples.shape[-1] :]), features
 
 
-def whole(
-    samples: jax.Array, cfg: MelConfig
-) -> jax.Array:  # [..., A * samples_per_frame] -> [..., A, hops * mels]
+def whole(samples: jax.Array, cfg: MelConfig) -> jax.Array:  # [..., A * samples_per_frame] -> [..., A, hops * mels]
     """Features of a recording in one call; equals any split of it through `step`."""
     return step(empty(cfg, samples.shape[:-1]), samples, cfg)[1]
 

@@ -7,6 +7,7 @@ with the clip cut elsewhere. The *tail* they hand on holds the last input frames
 traversal order (live_avatar.md section 4).
 """
 
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -128,7 +129,7 @@ def _head(p: dict, x: jax.Array, tape: _Tape) -> jax.Array:
 def _encoder_spec(cfg: VaeConfig) -> dict:
     widths = [cfg.width * m for m in (1, *cfg.mult)]
     spec: dict = {"conv": conv.spec((3, 3, 3), 3 * cfg.pixel_patch**2, widths[0])}
-    for stage, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         blocks = {f"res{i}": _res_spec(inputs if i == 0 else outputs, outputs) for i in range(cfg.res_blocks)}
         if stage < len(cfg.temporal):
             blocks["down"] = {"conv": conv.spec((1, 3, 3), outputs, outputs)}
@@ -147,11 +148,9 @@ def _decoder_spec(cfg: VaeConfig) -> dict:
         "conv": conv.spec((3, 3, 3), cfg.latent_channels, widths[0]),
         "middle": _middle_spec(widths[0]),
     }
-    for stage, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         inputs = inputs // 2 if stage > 0 else inputs  # each upsampling halves the channels
-        blocks = {
-            f"res{i}": _res_spec(inputs if i == 0 else outputs, outputs) for i in range(cfg.res_blocks + 1)
-        }
+        blocks = {f"res{i}": _res_spec(inputs if i == 0 else outputs, outputs) for i in range(cfg.res_blocks + 1)}
         if stage < len(cfg.temporal):
             blocks["up"] = {"conv": conv.spec((1, 3, 3), outputs, outputs // 2)}
             if cfg.temporal[::-1][stage]:
@@ -212,21 +211,43 @@ def _pixels(p: dict, z: jax.Array, tail: Tail | None, cfg: VaeConfig) -> tuple[j
     return unfold_pixels(h, cfg.pixel_patch), tuple(tape.new)
 
 
-def moments(p: dict, x: jax.Array, *, cfg: VaeConfig) -> tuple[jax.Array, jax.Array]:
-    """Posterior mean and log variance before normalisation, for training. x: [B, 1 + 4k, H, W, 3] in [-1, 1]."""
+def posterior(p: dict, x: jax.Array, tail: Tail | None, *, cfg: VaeConfig) -> tuple[jax.Array, jax.Array, Tail]:
+    """Posterior mean and log variance before normalisation, for training.
+
+    Args:
+      p: weights.
+      x: [B, 1 + 4k, H, W, 3] in [-1, 1] to open a clip, [B, 4k, H, W, 3] to go on from `tail`.
+      tail: the encoder's history, or None.
+      cfg: the VAE.
+
+    Returns:
+      mean and log variance [B, 1 + k or k, h, w, C], and the new tail.
+    """
+    if tail is not None:
+        return _moments(p, x, tail, cfg)
     mean, log_variance, tail = _moments(p, x[:, :1], None, cfg)
     if x.shape[1] == 1:
-        return mean, log_variance
-    more = _moments(p, x[:, 1:], tail, cfg)
-    return jnp.concatenate([mean, more[0]], 1), jnp.concatenate([log_variance, more[1]], 1)
+        return mean, log_variance, tail
+    more_mean, more_log_variance, tail = _moments(p, x[:, 1:], tail, cfg)
+    return (
+        jnp.concatenate([mean, more_mean], 1),
+        jnp.concatenate([log_variance, more_log_variance], 1),
+        tail,
+    )
 
 
-def pixels(p: dict, z: jax.Array, *, cfg: VaeConfig) -> jax.Array:
-    """Decodes unnormalised latents without clipping, for training. z: [B, 1 + k, h, w, C]."""
+def pixels(p: dict, z: jax.Array, tail: Tail | None, *, cfg: VaeConfig) -> tuple[jax.Array, Tail]:
+    """Decodes unnormalised latents without clipping, for training.
+
+    z: [B, 1 + k, h, w, C] to open a clip, [B, k, h, w, C] to go on from `tail`.
+    """
+    if tail is not None:
+        return _pixels(p, z, tail, cfg)
     x, tail = _pixels(p, z[:, :1], None, cfg)
     if z.shape[1] == 1:
-        return x
-    return jnp.concatenate([x, _pixels(p, z[:, 1:], tail, cfg)[0]], 1)
+        return x, tail
+    more, tail = _pixels(p, z[:, 1:], tail, cfg)
+    return jnp.concatenate([x, more], 1), tail
 
 
 def _normalise(p: dict, mean: jax.Array) -> jax.Array:
@@ -259,9 +280,10 @@ def decode_step(p: dict, tail: Tail, z: jax.Array, *, cfg: VaeConfig) -> tuple[j
 
 def encode(p: dict, x: jax.Array, *, cfg: VaeConfig) -> jax.Array:
     """A whole clip [B, 1 + 4k, H, W, 3] -> [B, 1 + k, h, w, C], normalised."""
-    return _normalise(p, moments(p, x, cfg=cfg)[0])
+    return _normalise(p, posterior(p, x, None, cfg=cfg)[0])
 
 
 def decode(p: dict, z: jax.Array, *, cfg: VaeConfig) -> jax.Array:
     """A whole clip of latents [B, 1 + k, h, w, C] -> [B, 1 + 4k, H, W, 3] in [-1, 1]."""
-    return jnp.clip(pixels(p, z * p["stats"]["std"] + p["stats"]["mean"], cfg=cfg), -1.0, 1.0)
+    x, _ = pixels(p, z * p["stats"]["std"] + p["stats"]["mean"], None, cfg=cfg)
+    return jnp.clip(x, -1.0, 1.0)

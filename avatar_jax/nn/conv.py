@@ -15,8 +15,8 @@ from avatar_jax.core.spec import Leaf
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def spec(kernel: tuple[int, int, int], inputs: int, outputs: int, init: str = "fan_in") -> dict[str, Leaf]:
-    """Spec of a convolution with `kernel` (time, rows, columns)."""
+def spec(kernel: tuple[int, int, int], inputs: int, outputs: int, init: str = "newest") -> dict[str, Leaf]:
+    """Spec of a convolution with `kernel` (time, rows, columns); it starts as a 2-D one on the newest frame."""
     return {
         "w": Leaf((*kernel, inputs, outputs), (None, None, None, None, "conv_out"), init),
         "b": Leaf((outputs,), ("conv_out",), "zeros"),

@@ -6,9 +6,7 @@ import jax.numpy as jnp
 from avatar_jax.core.spec import Leaf
 
 
-def spec(
-    inputs: int, outputs: int, axes: tuple[str | None, str | None], init: str = "fan_in"
-) -> dict[str, Leaf]:
+def spec(inputs: int, outputs: int, axes: tuple[str | None, str | None], init: str = "fan_in") -> dict[str, Leaf]:
     """Spec of y = x W + b."""
     return {"w": Leaf((inputs, outputs), axes, init), "b": Leaf((outputs,), (axes[1],), "zeros")}
 

@@ -26,9 +26,7 @@ class KVCache:
 def empty(reference_k: jax.Array, reference_v: jax.Array, slots: int) -> KVCache:
     """A layer's memory holding the reference [B, R, N, K] and `slots` free tokens."""
     free = jnp.zeros((reference_k.shape[0], slots, *reference_k.shape[2:]), reference_k.dtype)
-    return KVCache(
-        jnp.concatenate([reference_k, free], 1), jnp.concatenate([reference_v, free], 1), reference_k
-    )
+    return KVCache(jnp.concatenate([reference_k, free], 1), jnp.concatenate([reference_v, free], 1), reference_k)
 
 
 def commit(cache: KVCache, k: jax.Array, v: jax.Array, *, slot: jax.Array, reference: Phase) -> KVCache:
@@ -44,9 +42,7 @@ def commit(cache: KVCache, k: jax.Array, v: jax.Array, *, slot: jax.Array, refer
     held, tokens = cache.reference_k.shape[1], k.shape[1]
     at = (0, held + slot * tokens, 0, 0)
     keys = jax.lax.dynamic_update_slice(cache.k, rotate(cache.reference_k, reference), (0, 0, 0, 0))
-    return cache.replace(
-        k=jax.lax.dynamic_update_slice(keys, k, at), v=jax.lax.dynamic_update_slice(cache.v, v, at)
-    )
+    return cache.replace(k=jax.lax.dynamic_update_slice(keys, k, at), v=jax.lax.dynamic_update_slice(cache.v, v, at))
 
 
 def readable(cache: KVCache, tokens: int) -> jax.Array:

@@ -33,9 +33,7 @@ def _angles(positions: jax.Array | np.ndarray, channels: int, theta: float) -> j
     return positions[..., None] * jnp.asarray(frequency, jnp.float32)
 
 
-def grid_phase(
-    times: jax.Array | np.ndarray, grid: tuple[int, int], *, head_size: int, theta: float
-) -> Phase:
+def grid_phase(times: jax.Array | np.ndarray, grid: tuple[int, int], *, head_size: int, theta: float) -> Phase:
     """Phases of every token of the frames at `times`, frame-major, then row, then column.
 
     Args:

@@ -1,5 +1,6 @@
 """Sequential block autoregression: the oracle of every faster schedule, and the trainers' rollout."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -39,9 +40,7 @@ def start(weights: Weights, reference: jax.Array, *, cfg: Config) -> StreamState
     return StreamState(tuple(jax.tree.map(jnp.copy, memory) for _ in range(memories)), tail)
 
 
-def denoise(
-    p: dict, caches: tuple[Any, ...], block: BlockInput, *, cfg: Config
-) -> tuple[tuple[Any, ...], jax.Array]:
+def denoise(p: dict, caches: tuple[Any, ...], block: BlockInput, *, cfg: Config) -> tuple[tuple[Any, ...], jax.Array]:
     """Draws one block: noise to latents through `cfg.stream.steps` Euler steps.
 
     With "timestep" history step k reads and writes memory k, whose keys are all at step k's noise level; with
@@ -59,20 +58,16 @@ def denoise(
     }
     levels = schedule.sigmas(cfg.stream.steps, cfg.stream.shift)
     memories, x = list(caches), block.noise
-    for step, (level, below) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for step, (level, below) in enumerate(itertools.pairwise(levels)):
         memory = step % len(memories)
-        memories[memory], v = dit.apply_block(
-            p, memories[memory], x, jnp.float32(level), sound, **at, cfg=cfg.dit
-        )
+        memories[memory], v = dit.apply_block(p, memories[memory], x, jnp.float32(level), sound, **at, cfg=cfg.dit)
         x = flow.euler(x, v, level, below)
     if cfg.stream.history == "clean":
         memories[0], _ = dit.apply_block(p, memories[0], x, jnp.float32(0.0), sound, **at, cfg=cfg.dit)
     return tuple(memories), x
 
 
-def block(
-    weights: Weights, state: StreamState, inputs: BlockInput, *, cfg: Config
-) -> tuple[StreamState, jax.Array]:
+def block(weights: Weights, state: StreamState, inputs: BlockInput, *, cfg: Config) -> tuple[StreamState, jax.Array]:
     """One block from noise to pixels.
 
     Returns:

@@ -58,9 +58,7 @@ def machine() -> str:
 def lines() -> list[str]:
     """The collected rows as `row, figure, bar`, with a word where the bar is missed."""
     rows = [row for area in collected.values() for row in area.values()]
-    return [
-        f"{row.what}, {row.figure}, {row.bar}" + ("" if row.met == "yes" else "  <- NOT MET") for row in rows
-    ]
+    return [f"{row.what}, {row.figure}, {row.bar}" + ("" if row.met == "yes" else "  <- NOT MET") for row in rows]
 
 
 def write(path: Path) -> None:

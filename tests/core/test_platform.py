@@ -116,9 +116,7 @@ def test_a_fresh_process_falls_back_without_a_trace():
         "from avatar_jax.core.platform import configure_platform; configure_platform()\n"
         "import jax; assert jax.devices()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -154,9 +152,7 @@ def test_an_empty_path_disables_the_cache(settings: dict):
     assert settings == {"jax_enable_compilation_cache": False}
 
 
-def test_an_unusable_cache_folder_is_an_error_only_when_asked_for(
-    settings: dict, monkeypatch, tmp_path: Path
-):
+def test_an_unusable_cache_folder_is_an_error_only_when_asked_for(settings: dict, monkeypatch, tmp_path: Path):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(ValueError, match="compile cache folder"):

@@ -32,9 +32,7 @@ def test_stacking_keeps_the_fan_in():
 
 def test_check_names_every_gap():
     wrong = {"w": np.zeros((8, 5)), "extra": np.zeros(2)}
-    with pytest.raises(
-        ValueError, match=r"0 mapped, 1 missing, 1 unused, 1 of wrong shape.*missing b.*unused extra"
-    ):
+    with pytest.raises(ValueError, match=r"0 mapped, 1 missing, 1 unused, 1 of wrong shape.*missing b.*unused extra"):
         spec.check(LAYER, wrong)
 
 

@@ -26,9 +26,7 @@ def folder(tmp_path, cfg):
     records = []
     for clip in range(CLIPS):
         frames = np.arange(-1, 3 * BLOCKS)  # -1 is the reference
-        latent = (
-            np.full((len(frames), 2, 2, 16), 0.0, np.float16) + (100 * clip + frames)[:, None, None, None]
-        )
+        latent = np.full((len(frames), 2, 2, 16), 0.0, np.float16) + (100 * clip + frames)[:, None, None, None]
         sound = np.zeros((12 * BLOCKS, cfg.dit.audio_width), np.float16) + np.arange(12 * BLOCKS)[:, None]
         records.append({"latent": latent.astype(np.float16), "features": sound.astype(np.float16)})
     latents.write_shard(latents.shard_path(tmp_path, 0), records[:3])
@@ -45,16 +43,12 @@ def test_windows_line_up_with_their_sound(folder, cfg):
     starts = set()
     for _, batch in zip(range(12), dataset(folder, cfg), strict=False):
         assert batch["latent"].shape == (4, 6, 2, 2, 16) and batch["features"].shape[1] == context + 24
-        for latent, reference, heard in zip(
-            batch["latent"], batch["reference"], batch["features"], strict=True
-        ):
+        for latent, reference, heard in zip(batch["latent"], batch["reference"], batch["features"], strict=True):
             clip, first = divmod(int(latent[0, 0, 0, 0]), 100)
             assert int(reference[0, 0, 0, 0]) == 100 * clip - 1
             assert int(heard[context, 0, 0]) == 4 * first  # 4 video frames a latent frame
             before = heard[:context, 0, 0]
-            assert (before == (-1 if first == 0 else before)).all() and (
-                first == 0 or before[-1] == 4 * first - 1
-            )
+            assert (before == (-1 if first == 0 else before)).all() and (first == 0 or before[-1] == 4 * first - 1)
             starts.add(first)
     assert starts == {0, 3, 6}  # whole blocks only, every run of two
 
@@ -72,5 +66,5 @@ def test_an_iterator_resumes_exactly(folder, cfg):
 
 
 def test_no_shards_is_one_clear_line(tmp_path, cfg):
-    with pytest.raises(ValueError, match="run train.latents"):
+    with pytest.raises(ValueError, match=r"run train\.latents"):
         dataset(tmp_path, cfg)

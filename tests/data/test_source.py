@@ -65,15 +65,11 @@ def test_shards_are_disjoint_and_complete():
 
 
 def test_the_middle_of_an_epoch_resumes_exactly():
-    data = iter(
-        make_dataset(SMALL, batch=2, seed=0, shard_index=0, shard_count=1, epochs=None).to_iter_dataset()
-    )
+    data = iter(make_dataset(SMALL, batch=2, seed=0, shard_index=0, shard_count=1, epochs=None).to_iter_dataset())
     for _ in range(2):
         next(data)
     place, expected = data.get_state(), [next(data) for _ in range(2)]
-    again = iter(
-        make_dataset(SMALL, batch=2, seed=0, shard_index=0, shard_count=1, epochs=None).to_iter_dataset()
-    )
+    again = iter(make_dataset(SMALL, batch=2, seed=0, shard_index=0, shard_count=1, epochs=None).to_iter_dataset())
     again.set_state(place)
     for batch in expected:
         np.testing.assert_array_equal(next(again)["frames"], batch["frames"])

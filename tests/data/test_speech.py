@@ -55,9 +55,7 @@ def test_lips_meet_in_every_bilabial() -> None:
     for said in _speaking(8):
         for symbol, start, _ in said.phonemes:
             shut = phoneme.PHONEMES[symbol][0]
-            first = int(
-                np.ceil(start * FPS - 0.5)
-            )  # the first frame centre in the closure, of at least 48 ms
+            first = int(np.ceil(start * FPS - 0.5))  # the first frame centre in the closure, of at least 48 ms
             if symbol in SHUT and shut.lips_shut and start > 0 and first < len(said.opening):
                 assert said.opening[first] < 0.02, (symbol, start)
                 closures += 1

@@ -54,9 +54,7 @@ def order(folder: Path, **changes: str | None) -> list[str]:
     return [f"--{name}={value}" for name, value in (flags | changes).items() if value is not None]
 
 
-CASES: dict[
-    str, tuple[dict[str, str | None], list[str], str]
-] = {  # changed flags, further arguments, expected words
+CASES: dict[str, tuple[dict[str, str | None], list[str], str]] = {  # changed flags, further arguments, expected words
     "no output": ({"output": None}, [], "--output is missing; name the video"),
     "no such image": ({"image": "{}/nobody.png"}, [], "nobody.png: no such file"),
     "text image": ({"image": "{}/text.png"}, [], "text.png: is not a PNG, JPEG or WebP"),
@@ -100,9 +98,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     for changes, further, _ in CASES.values():
         placed = {name: value and value.format(folder) for name, value in changes.items()}
         lines.append([*order(folder, **placed), *(argument.format(folder) for argument in further)])
-    done = subprocess.run(
-        [*FAKE, "--cases"], input=json.dumps(lines), cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([*FAKE, "--cases"], input=json.dumps(lines), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, dict(zip(CASES, json.loads(done.stdout), strict=True))
 
@@ -202,9 +198,7 @@ def test_the_recording_is_never_its_own_output(folder: Path) -> None:
     assert done.returncode == 2
     assert "is the recording itself" in done.stderr
     assert (folder / "talk.mp4").read_bytes() == before
-    done = run(
-        folder, audio=f"{folder}/talk.mp4", output=f"{folder}/again.mp4"
-    )  # a video's sound is a recording
+    done = run(folder, audio=f"{folder}/talk.mp4", output=f"{folder}/again.mp4")  # a video's sound is a recording
     assert done.returncode == 0, done.stderr
     assert len(read_video(folder / "again.mp4")[0]) == 75
 

@@ -26,9 +26,7 @@ CONTAINERS = {  # name -> (muxer, codec, rate)
 def chirp(audio_hz: int, seconds: float = SECONDS) -> np.ndarray:
     """A tone of 300 Hz with a beat that makes every moment different, float32 [n]."""
     t = np.arange(round(audio_hz * seconds)) / audio_hz
-    return (0.4 * np.sin(2 * np.pi * 300 * t) * (0.6 + 0.4 * np.sin(2 * np.pi * (1 + t) * t))).astype(
-        np.float32
-    )
+    return (0.4 * np.sin(2 * np.pi * 300 * t) * (0.6 + 0.4 * np.sin(2 * np.pi * (1 + t) * t))).astype(np.float32)
 
 
 def write_sound(

@@ -16,9 +16,7 @@ from avatar_jax.io.audio import open_audio, verify_audio
 from avatar_jax.io.errors import InputError
 from tests.io import sounds
 
-RELAXED = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read_all(path: Path, *, block: int = 7680, audio_hz: int = 16000) -> np.ndarray:
@@ -56,9 +54,7 @@ def test_vorbis_written_by_soundfile(tmp_path: Path) -> None:
 def test_wav_sample_types_keep_their_scale(subtype: str, tmp_path: Path) -> None:
     expected = sounds.chirp(16000, 1)
     soundfile.write(tmp_path / "a.wav", expected, 16000, subtype=subtype)
-    np.testing.assert_allclose(
-        read_all(tmp_path / "a.wav"), expected, atol=0.03 if subtype == "ULAW" else 0.009
-    )
+    np.testing.assert_allclose(read_all(tmp_path / "a.wav"), expected, atol=0.03 if subtype == "ULAW" else 0.009)
 
 
 def test_only_libsndfile_knows_this_format(tmp_path: Path) -> None:
@@ -214,9 +210,7 @@ def test_non_finite_samples_are_named_with_their_time(bad: float, subtype: str, 
 def test_half_a_file_is_refused(name: str, tmp_path: Path) -> None:
     path = sounds.write_recording(tmp_path, name)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert (
-        "truncated" in refusal(path) or name == "speech.m4a"
-    )  # its index is at the end: nothing can be read
+    assert "truncated" in refusal(path) or name == "speech.m4a"  # its index is at the end: nothing can be read
 
 
 def test_a_wav_of_unknown_length_is_read_to_its_end(tmp_path: Path) -> None:

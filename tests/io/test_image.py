@@ -14,9 +14,7 @@ from avatar_jax.io.errors import InputError
 from avatar_jax.io.image import load_portrait
 from tests.io.pictures import bomb
 
-RELAXED = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def picture(columns: int = 120, rows: int = 90) -> Image.Image:
@@ -42,9 +40,7 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (64, 160), (160, 64), (480, 832)])
 def test_cover_and_centre_crop_without_bars(kind: str, height: int, width: int, tmp_path: Path) -> None:
     options = {} if kind == "PNG" else {"quality": 95}
-    frame = load_portrait(
-        save(picture(), tmp_path / "face.bin", format=kind, **options), height=height, width=width
-    )
+    frame = load_portrait(save(picture(), tmp_path / "face.bin", format=kind, **options), height=height, width=width)
     assert frame.shape == (height, width, 3)
     assert frame.dtype == np.uint8
     scale = min(120 / width, 90 / height)

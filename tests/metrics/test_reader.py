@@ -47,9 +47,7 @@ def test_opening_survives_a_generators_faults(unseen: tuple[reader_data.Pool, np
 def test_any_size_is_read_alike(unseen: tuple[reader_data.Pool, np.ndarray]) -> None:
     frames = unseen[0].frames[0][:6]
     double = frames.repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_allclose(
-        mouth.read_frames(double).opening, mouth.read_frames(frames).opening, atol=1e-5
-    )
+    np.testing.assert_allclose(mouth.read_frames(double).opening, mouth.read_frames(frames).opening, atol=1e-5)
 
 
 def test_batching_changes_nothing(unseen: tuple[reader_data.Pool, np.ndarray]) -> None:

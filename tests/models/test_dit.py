@@ -53,9 +53,7 @@ def _held(p: dict, given: dict, cfg: Config):
 
 def whole(p: dict, given: dict, cfg: Config) -> jax.Array:
     parts = [clock.phases(block, cfg) for block in range(BLOCKS)]
-    phase, ahead = (
-        rope.Phase(*map(np.concatenate, zip(*side, strict=True))) for side in zip(*parts, strict=True)
-    )
+    phase, ahead = (rope.Phase(*map(np.concatenate, zip(*side, strict=True))) for side in zip(*parts, strict=True))
     tokens = cfg.tokens_per_frame
     mask = dit.block_mask(BLOCKS, cfg.stream.window_blocks, cfg.stream.block_latents * tokens, tokens)
     return dit.apply(
@@ -68,11 +66,7 @@ def streamed(p: dict, given: dict, cfg: Config, first: int = 0) -> jax.Array:
     held, length = _held(p, given, cfg), cfg.stream.block_latents
     slots = cfg.stream.window_blocks * length * cfg.tokens_per_frame
     layered = isinstance(held[0][0], jax.Array) and isinstance(p["blocks"], tuple)
-    cache = (
-        tuple(kv.empty(k, v, slots) for k, v in held)
-        if layered
-        else jax.vmap(kv.empty, (0, 0, None))(*held, slots)
-    )
+    cache = tuple(kv.empty(k, v, slots) for k, v in held) if layered else jax.vmap(kv.empty, (0, 0, None))(*held, slots)
     out = []
     for block in range(BLOCKS):
         frames = slice(block * length, (block + 1) * length)
