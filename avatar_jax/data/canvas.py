@@ -72,8 +72,7 @@ def project(shapes: Sequence[Shape], pose: Pose, size: int) -> list[np.ndarray]:
     sy, cy = np.sin(pose.yaw), np.cos(pose.yaw)
     sp, cp = np.sin(pose.pitch), np.cos(pose.pitch)
     sr, cr = np.sin(pose.roll), np.cos(pose.roll)
-    turn = np.array([[cy, sy * sp], [0.0, cp], [sy, -cy * sp]])  # columns: screen x and y after yaw, then pitch
-    turn[:, 1] *= np.array([-1.0, 1.0, -1.0])
+    turn = np.array([[cy, -sy * sp], [0.0, cp], [sy, cy * sp]])  # columns: screen x and y after yaw, then pitch
     roll = np.array([[cr, sr], [-sr, cr]])
     flat = (points - _PIVOT) @ (turn @ roll) * pose.scale + _PIVOT[:2]
     return _fixed(flat, shapes, (0.5 + pose.x, 0.5 + pose.y), size)

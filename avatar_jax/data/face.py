@@ -47,9 +47,11 @@ def head(who: Identity) -> list[Shape]:
     shapes.append(shape(x * 0.955 - 0.025, y * 0.965 - 0.02, 0.04, who.skin, jaw=jaw))
     if who.kind == "robot":
         return shapes + _robot_panel(who)
-    blush = {"alien": shade(who.skin, 0.2), "animal": shade(who.skin, 0.12)}.get(who.kind, (0.95, 0.42, 0.40))
+    blush = {"alien": shade(who.skin, 0.2), "animal": shade(who.skin, 0.12)}.get(
+        who.kind, mix(shade(who.skin, 0.1), (0.97, 0.36, 0.36), 0.6)
+    )
     for side in (-1.0, 1.0):
-        for radius, amount in ((0.2, 0.12), (0.14, 0.24)):
+        for radius, amount in ((0.21, 0.15), (0.15, 0.3)):
             cx, cy = oval(side * 0.6 * half_width(who), 0.3, radius, radius * 0.75)
             shapes.append(shape(cx, cy, surface(cx, cy), mix(who.skin, blush, amount), jaw=0.2))
     if who.kind == "animal":
@@ -111,8 +113,8 @@ def _bow(power: float) -> np.ndarray:
 
 def eyes(who: Identity, pose: Pose) -> list[Shape]:
     """Both eyes: white, iris and pupil clipped to the lids, a glint and the lash line."""
-    big = {"cartoon": 1.45, "alien": 1.5, "ghost": 1.15, "robot": 1.1}.get(who.kind, 1.0)
-    wide = lerp(0.15, 0.185, who.eye_size) * big
+    big = {"cartoon": 1.45, "alien": 1.5, "ghost": 1.15, "robot": 1.15, "animal": 1.12}.get(who.kind, 1.0)
+    wide = lerp(0.165, 0.2, who.eye_size) * big
     tall = wide * {"robot": 0.85, "ghost": 1.5, "cartoon": 1.1}.get(who.kind, lerp(0.66, 0.95, who.eye_shape))
     bow = _bow(5.0 if who.kind == "robot" else lerp(1.75, 2.2, who.eye_shape))
     cy = lerp(-0.2, -0.08, who.eye_height) - (0.06 if who.kind == "cartoon" else 0.0)
@@ -147,7 +149,7 @@ def _eye(
     white = DARK if solid else WHITE
     shapes = [shape(cx + np.r_[lid_x, lid_x[::-1]], cy + np.r_[top, low[::-1]], depth, white)]
     gx, gy = pose.gaze_x * wide * 0.4, pose.gaze_y * tall * 0.3
-    radius = min(wide, tall) * (0.72 if who.kind == "cartoon" else 0.78)
+    radius = min(wide, tall) * {"cartoon": 0.72, "animal": 0.98}.get(who.kind, 0.8)
     if not solid:
         shapes += [inside(gx, gy, radius, who.iris), inside(gx, gy, radius * 0.52, DARK, 16)]
     shapes.append(inside(gx - 0.33 * radius, gy - 0.38 * radius, radius * 0.3, WHITE, 12))
@@ -163,11 +165,11 @@ def brows(who: Identity, pose: Pose) -> list[Shape]:
     cy = lerp(-0.2, -0.08, who.eye_height) - 0.265 - lift - 0.07 * pose.brow
     thick = lerp(0.025, 0.055, who.brow_thickness)
     u = np.linspace(-1.0, 1.0, 9)
-    colour = shade(who.skin, 0.55) if who.kind == "animal" else shade(who.hair_colour, 0.25)
+    colour = shade(who.skin, 0.25) if who.kind == "animal" else shade(who.hair_colour, 0.25)
     shapes = []
     for side in (-1.0, 1.0):
         x = side * (lerp(0.31, 0.38, who.eye_spacing) + 0.19 * u)
-        middle = cy + 0.05 * u**2 + lerp(-0.04, 0.05, who.brow_tilt) * u
+        middle = cy + 0.05 * u**2 + lerp(-0.025, 0.05, who.brow_tilt) * u
         half = thick * (1.0 - 0.75 * np.clip(u, -0.2, 1.0) ** 2)
         both = np.r_[x, x[::-1]]
         shapes.append(shape(both, np.r_[middle - half, (middle + half)[::-1]], surface(both, cy), colour))
@@ -183,17 +185,17 @@ def nose(who: Identity) -> list[Shape]:
     if who.kind == "animal":
         x, y = oval(0.0, 0.17, 1.5 * wide * size, 0.1 * size, power=2.3)
         glint_x, glint_y = oval(-0.04, 0.13, 0.045, 0.025, points=12)
-        return [shape(x, y, 1.1, DARK), shape(glint_x, glint_y, 1.13, mix(DARK, WHITE, 0.55))]
+        return [shape(x, y, 1.0, DARK), shape(glint_x, glint_y, 1.03, mix(DARK, WHITE, 0.55))]
     if who.kind == "alien":
         return [shape(*oval(s * 0.05, 0.2, 0.02, 0.04, points=12), 0.95, shade(who.skin, 0.45)) for s in (-1.0, 1.0)]
     tip = 0.12 if who.kind == "cartoon" else 0.15
     dark = mix(shade(who.skin, 0.2), (0.85, 0.35, 0.3), 0.15)
     x, y = oval(0.0, tip, wide * size, 0.085 * size)
     light_x, light_y = oval(-0.02, tip - 0.03, wide * size * 0.55, 0.045 * size, points=16)
-    shapes = [shape(x, y, 1.02, dark), shape(light_x, light_y, 1.08, mix(who.skin, WHITE, 0.18))]
+    shapes = [shape(x, y, 0.96, dark), shape(light_x, light_y, 1.02, mix(who.skin, WHITE, 0.18))]
     if who.kind == "human":
         bridge = np.array([(-0.035, -0.16), (0.035, -0.16), (wide * size * 0.7, tip), (-wide * size * 0.7, tip)]).T
-        shapes.insert(0, shape(bridge[0], bridge[1], np.array([0.85, 0.85, 1.02, 1.02]), shade(who.skin, 0.07)))
+        shapes.insert(0, shape(bridge[0], bridge[1], np.array([0.82, 0.82, 0.96, 0.96]), shade(who.skin, 0.07)))
     return shapes
 
 
@@ -204,9 +206,9 @@ def mouth(who: Identity, pose: Pose) -> list[Shape]:
     gap = OPENING * min(max(pose.mouth_open, 0.0), 1.0)
     round_ = max(-pose.mouth_width, 0.0)
     bow = _bow(4.5 if who.kind == "robot" else 2.1)
-    line = lerp(0.45, 0.49, who.mouth_height) - 0.07 * pose.smile * (_U**2 - 0.35) * (1.0 - 0.5 * round_)
+    line = lerp(0.45, 0.49, who.mouth_height) - 0.07 * (pose.smile + 0.3) * (_U**2 - 0.35) * (1.0 - 0.5 * round_)
     top, low = line - 0.22 * gap * bow, line + 0.78 * gap * bow
-    depth = 0.98 - 0.3 * (half * _U / 0.36) ** 2 * 0.5
+    depth = 0.84 - 0.16 * (half * _U / 0.36) ** 2 + (0.14 if who.kind == "animal" else 0.0)
     shapes = _lips(who, half, top, low, depth, round_)
 
     def band(upper: np.ndarray, lower: np.ndarray, colour: Colour, keep: slice = slice(None)) -> Shape:

@@ -83,7 +83,7 @@ def _scalp(who: Identity) -> list[Shape]:
     depth = np.r_[np.zeros(len(x)), 0.8 * surface(hair_x, hair_y)]
     shapes = [shape(np.r_[x, hair_x], np.r_[y, hair_y], depth, who.hair_colour)]
     if who.hair == "curly":
-        shapes += _curls(wide * 0.8, 0.72, 0.25, np.linspace(0.1, 0.9, 7), who.hair_colour, 0.2)
+        shapes += _curls(wide * 0.82, 0.72, 0.21, np.linspace(0.2, 0.8, 7), who.hair_colour, 0.2)
     shine_x = np.linspace(-0.62, -0.1, 8) * wide
     shine_y = -0.98 + 0.55 * (shine_x + 0.1) ** 2
     glow = mix(who.hair_colour, (1.0, 0.96, 0.9), 0.28)

@@ -95,7 +95,7 @@ def _palette(text: str) -> tuple[Colour, ...]:
 _SKINS = _palette("ffe3cf f9d2b4 f0bd97 dea174 c48558 a4683f 80502f 5f3a24")  # light to deep
 _HAIR_COLOURS = _palette("241c1c 3b2a22 5a3a26 7b4b2a a8743f d9b066 f0dca0 b5502a 8d8d92 d8d8dc")
 _DYED = _palette("e2709c 4fa6a8 8a74c9 5b8fd0 79b36b")
-_IRISES = _palette("4a2f1e 6b4a2b 3f6f4a 3d6c9c 5c7f91 2b2b33 7a5ba8")
+_IRISES = _palette("4a2f1e 6b4a2b 3f6f4a 3d6c9c 5c7f91 2b2b33 7c8a5a")
 _FURS = _palette("e2934e b4793f 8c6248 a9a7a6 f1e2c8 6e6a70 d9b98c f4f0ea c97b63 8fa3b8")
 _METALS = _palette("b9c4cd 9fb3c2 d8d2c4 8fc0bd e0b47a a9b0c9 d99a8b")
 _ALIENS = _palette("8fc76a 5fb7a0 6ea8d8 a48fd6 b7d36b 58c0c7")
@@ -142,7 +142,7 @@ def _far(rng: np.random.Generator, avoid: tuple[Colour, ...], draw: Any, least: 
 
 def _backdrop(rng: np.random.Generator) -> Colour:
     if rng.random() < 0.8:
-        return _hsv(rng.random(), rng.uniform(0.16, 0.42), rng.uniform(0.8, 0.96))
+        return _hsv(rng.random(), rng.uniform(0.12, 0.32), rng.uniform(0.82, 0.95))
     return _hsv(rng.uniform(0.4, 0.95), rng.uniform(0.35, 0.55), rng.uniform(0.36, 0.55))
 
 
@@ -152,7 +152,7 @@ def _colours(rng: np.random.Generator, kind: str) -> dict[str, Colour]:
     hue = colorsys.rgb_to_hsv(*backdrop)[0] + rng.choice([0.33, 0.42, 0.5, 0.58, 0.67])
 
     def cloth(r: np.random.Generator) -> Colour:
-        return _hsv(hue + r.normal(0, 0.04), r.uniform(0.35, 0.68), r.uniform(0.42, 0.86))
+        return _hsv(hue + r.normal(0, 0.04), r.uniform(0.32, 0.58), r.uniform(0.42, 0.76))
 
     hair = _far(rng, (skin,), lambda r: _jitter(r, _pick(r, _DYED if r.random() < 0.13 else _HAIR_COLOURS)), 0.3)
     fabric = _far(rng, (skin, backdrop), cloth, 0.35)
@@ -163,7 +163,7 @@ def _colours(rng: np.random.Generator, kind: str) -> dict[str, Colour]:
         "iris": _jitter(rng, _pick(rng, _IRISES)),
         "lip": _lip(rng, kind, skin),
         "cloth": fabric,
-        "accent": _far(rng, (fabric, skin), lambda r: _hsv(hue + r.uniform(0.3, 0.7), 0.5, r.uniform(0.5, 0.95)), 0.3),
+        "accent": _far(rng, (fabric, skin), lambda r: _hsv(hue + r.uniform(0.3, 0.7), 0.48, r.uniform(0.5, 0.88)), 0.3),
         "backdrop": backdrop,
         "backdrop_low": mix(backdrop, low, 0.55),
     }

@@ -1,4 +1,4 @@
-"""The drawn world: renders an identity under given controls, and makes whole talking clips from (seed, index)."""
+"""The drawn world: renders an identity under given controls, at any size."""
 
 import functools
 from typing import NamedTuple
@@ -27,15 +27,22 @@ def _figure(who: Identity) -> _Figure:
     return _Figure(hair.behind(who), _body(who), head, hair.front(who))
 
 
+def _stripe(who: Identity, y: float) -> Shape:
+    """A bar across the shoulders, from edge to edge of their outline."""
+    level = np.array([y, y, y + 0.08, y + 0.08])
+    edge = 1.3 * (1.0 - np.abs((level - 2.0) / 0.86) ** 2.6) ** (1.0 / 2.6)
+    return shape(edge * np.array([-1.0, 1.0, 1.0, -1.0]), level, 0.0, who.accent)
+
+
 def _body(who: Identity) -> list[Shape]:
     """Neck with the chin's shadow, shoulders and the clothes' detail; these shift but do not turn."""
-    cloth = who.skin if who.kind == "ghost" else who.cloth
-    shoulders = shape(*oval(0.0, 2.0, 1.3, 0.86, power=2.6, points=40), 0.0, cloth)
     if who.kind == "ghost":
-        return [shoulders]
+        return [shape(*oval(0.0, 1.7, 0.98, 1.1, power=2.4, points=40), 0.0, shade(who.skin, 0.12))]
+    cloth = who.cloth
+    shoulders = shape(*oval(0.0, 2.0, 1.3, 0.86, power=2.6, points=60), 0.0, cloth)
     neck = shape(*oval(0.0, 1.05, 0.34, 0.5, power=4.0), 0.0, shade(who.skin, 0.28))
     if who.clothes == "vneck":
-        notch = shape(np.array([-0.38, 0.38, 0.0]), np.array([1.1, 1.1, 1.6]), 0.0, shade(who.skin, 0.28))
+        notch = shape(np.array([-0.33, 0.33, 0.0]), np.array([1.15, 1.15, 1.6]), 0.0, shade(who.skin, 0.28))
         return [shoulders, neck, notch]
     if who.clothes == "shirt":
         flaps = [
@@ -52,11 +59,7 @@ def _body(who: Identity) -> list[Shape]:
     hole = shape(*oval(0.0, 1.1, 0.4, 0.14), 0.0, shade(who.skin, 0.28))
     if who.clothes == "crew":
         return [shoulders, neck, ring, hole]
-    ends = 1.24 * (1.0 - ((2.0 - np.array([1.3, 1.46])) / 0.86) ** 2.6) ** (1 / 2.6)  # inside the shoulders' oval
-    bars = [
-        shape(np.array([-end, end]), np.array([y, y]), 0.0, who.accent, stroke=0.08)
-        for y, end in zip((1.3, 1.46), ends, strict=True)
-    ]
+    bars = [_stripe(who, y) for y in (1.27, 1.43)]
     return [shoulders, *bars, neck, ring, hole]
 
 
