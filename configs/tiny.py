@@ -4,12 +4,13 @@ Train:  make train           (train.vae, train.latents, train.pretrain in order)
 Run:    python -m infer.stream --image=face.png --audio=speech.wav --output=talk.mp4
 """
 
+import dataclasses
+
 from avatar_jax.core import config as c
 
 
-def get_config() -> c.Config:
-    """The default run: live-avatar engine, log-mel sound, no text."""
-    mel = c.MelConfig(
+def _mel() -> c.MelConfig:
+    return c.MelConfig(
         audio_hz=16000,
         fps=25,
         hop_samples=160,
@@ -20,8 +21,10 @@ def get_config() -> c.Config:
         high_hz=7600.0,
         floor=1e-7,
     )
-    vae = c.VaeConfig(width=16, mult=(1, 3, 6), temporal=(True, True), res_blocks=1, latent_channels=16, pixel_patch=2)
-    dit = c.DitConfig(
+
+
+def _dit(audio_width: int) -> c.DitConfig:
+    return c.DitConfig(
         width=192,
         heads=3,
         layers=6,
@@ -31,7 +34,7 @@ def get_config() -> c.Config:
         latent_channels=16,
         text_width=0,
         text_tokens=0,
-        audio_width=mel.features,
+        audio_width=audio_width,
         audio_layers=1,
         audio_tokens=4,
         audio_inject=(0, 2, 4),
@@ -41,7 +44,10 @@ def get_config() -> c.Config:
         compute_dtype="float32",
         attention="auto",
     )
-    stream = c.StreamConfig(
+
+
+def _stream() -> c.StreamConfig:
+    return c.StreamConfig(
         engine="sink",
         steps=8,
         shift=3.0,
@@ -52,7 +58,10 @@ def get_config() -> c.Config:
         audio_context=5,
         seed=0,
     )
-    vae_optim = c.OptimConfig(
+
+
+def _train() -> c.TrainConfig:
+    vae = c.OptimConfig(
         batch=8,
         steps=4000,
         rate=0.02,
@@ -66,40 +75,34 @@ def get_config() -> c.Config:
         save_every=500,
         minutes=0.0,
     )
-    dit_optim = c.OptimConfig(
-        batch=8,
-        steps=12000,
-        rate=0.02,
-        vector_rate=1e-3,
-        warmup=200,
-        beta2=0.99,
-        decay=0.0,
-        clip=1.0,
-        ema=0.999,
-        log_every=50,
-        save_every=500,
-        minutes=0.0,
+    return c.TrainConfig(
+        vae=vae,
+        vae_image_steps=1500,
+        vae_clip_latents=16,
+        vae_segment_latents=2,
+        vae_kl=1e-4,
+        dit=dataclasses.replace(vae, steps=12000, vector_rate=1e-3, ema=0.999),
+        dit_blocks=3,
+        dit_shift=3.0,
+        dit_clean=0.3,
+        dit_drop_audio=0.05,
+        dit_reference_span=(12, 12),
     )
+
+
+def get_config() -> c.Config:
+    """The default run: live-avatar engine, log-mel sound, no text."""
+    mel = _mel()
     return c.Config(
         name="tiny",
         video=c.VideoConfig(height=96, width=96, fps=25),
         mel=mel,
-        vae=vae,
-        dit=dit,
-        stream=stream,
-        mesh=c.MeshConfig(data=1, tensor=1),
-        data=c.DataConfig(seed=0, clips=2400, video_frames=96, workers=0),
-        train=c.TrainConfig(
-            vae=vae_optim,
-            vae_image_steps=1500,
-            vae_clip_latents=16,
-            vae_segment_latents=2,
-            vae_kl=1e-4,
-            dit=dit_optim,
-            dit_blocks=3,
-            dit_shift=3.0,
-            dit_clean=0.3,
-            dit_drop_audio=0.05,
-            dit_reference_span=(12, 12),
+        vae=c.VaeConfig(
+            width=16, mult=(1, 3, 6), temporal=(True, True), res_blocks=1, latent_channels=16, pixel_patch=2
         ),
+        dit=_dit(mel.features),
+        stream=_stream(),
+        mesh=c.MeshConfig(data=1, tensor=1),
+        data=c.DataConfig(seed=0, clips=2400, video_frames=96, workers=2),
+        train=_train(),
     )

@@ -57,7 +57,7 @@ def main() -> None:
     shards = -(-cfg.data.clips // CLIPS_PER_SHARD)
     todo = [shard for shard in range(shards) if not latents.shard_path(folder, shard).exists()]
     indices = [i for s in todo for i in range(s * CLIPS_PER_SHARD, min((s + 1) * CLIPS_PER_SHARD, cfg.data.clips))]
-    reader = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    reader = grain.ReadOptions(num_threads=cfg.data.workers, prefetch_buffer_size=8)
     clips = iter(grain.MapDataset.source(indices).map(source.__getitem__).to_iter_dataset(reader))
     bar = tqdm.tqdm(total=cfg.data.clips, initial=cfg.data.clips - len(indices), unit="clip", mininterval=5)
     for shard in todo:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -118,6 +118,6 @@ class Run:
         return state
 
 
-def batches(dataset: grain.MapDataset, *, threads: int, prefetch: int) -> Iterator[Any]:
+def batches(dataset: grain.MapDataset, *, threads: int, prefetch: int) -> grain.DatasetIterator:
     """An iterator with a saved place over a batched dataset, rendered ahead in threads."""
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))

@@ -106,7 +106,7 @@ def main() -> None:
         pathlib.Path(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=cfg.train.dit.batch
     )
     run = loop.Run(cfg, cfg.train.dit, workdir)
-    state = run.fit(state, loop.batches(data, threads=2, prefetch=8), functools.partial(step, cfg=cfg))
+    state = run.fit(state, loop.batches(data, threads=cfg.data.workers, prefetch=8), functools.partial(step, cfg=cfg))
     weight_files.save(workdir / "dit.safetensors", dit.gather(state.average))
 
 

@@ -57,8 +57,8 @@ def step(
     state: optim.TrainState, tails: Tails | None, frames: jax.Array, key: jax.Array, *, cfg: configs.Config
 ) -> tuple[optim.TrainState, Tails, dict]:
     """One optimiser step on one piece. Returns the state, the histories for the next piece, and scalars."""
-    gradient, (tails, scalars) = jax.grad(loss_fn, has_aux=True)(state.weights, tails, frames, key, cfg=cfg)
-    return optim.step(state, gradient, cfg=cfg.train.vae), tails, scalars
+    gradient, (after, scalars) = jax.grad(loss_fn, has_aux=True)(state.weights, tails, frames, key, cfg=cfg)
+    return optim.step(state, gradient, cfg=cfg.train.vae), after, scalars
 
 
 def clip_step(
@@ -95,9 +95,9 @@ def main() -> None:
         run = loop.Run(cfg, dataclasses.replace(train.vae, steps=until), workdir / f"frames{frames}")
         data = frame_dataset(cfg.data.seed + frames, video_frames=frames, size=size, batch=batch)
         walk = functools.partial(clip_step, piece=piece, cfg=cfg)
-        batches = loop.batches(data, threads=1, prefetch=4)
+        batches = loop.batches(data, threads=cfg.data.workers, prefetch=4)
         state = run.fit(state, batches, walk, stride=max(1, frames // piece))
-    sample = frame_dataset(cfg.data.seed + 99, video_frames=clip, size=size, batch=64)[0]
+    sample = next(iter(frame_dataset(cfg.data.seed + 99, video_frames=clip, size=size, batch=64)))
     weight_files.save(workdir / "vae.safetensors", with_statistics(state.average, sample, cfg=cfg))
 
 

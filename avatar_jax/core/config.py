@@ -127,7 +127,7 @@ class DataConfig:
     seed: int
     clips: int
     video_frames: int
-    workers: int
+    workers: int  # threads that draw ahead of the training step
 
 
 @dataclasses.dataclass(unsafe_hash=True)

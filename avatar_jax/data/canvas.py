@@ -57,12 +57,14 @@ def surface(x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:
     return 0.85 * np.sqrt(np.maximum(0.0, 1.0 - np.square(x / 0.98) - np.square(np.asarray(y) / 1.3)))
 
 
-def oval(cx: float, cy: float, rx: float, ry: float, *, power: float = 2.0, points: int = 28) -> np.ndarray:
-    """A superellipse [2, points]: power 2 is an ellipse, larger is squarer."""
+def oval(
+    cx: float, cy: float, rx: float, ry: float, *, power: float = 2.0, points: int = 28
+) -> tuple[np.ndarray, np.ndarray]:
+    """x and y [points] of a superellipse: power 2 is an ellipse, larger is squarer."""
     angle = np.linspace(0.0, 2.0 * np.pi, points, endpoint=False)
     c, s = np.cos(angle), np.sin(angle)
     e = 2.0 / power
-    return np.stack([cx + rx * np.sign(c) * np.abs(c) ** e, cy + ry * np.sign(s) * np.abs(s) ** e])
+    return cx + rx * np.sign(c) * np.abs(c) ** e, cy + ry * np.sign(s) * np.abs(s) ** e
 
 
 def project(shapes: Sequence[Shape], pose: Pose, size: int) -> list[np.ndarray]:

@@ -146,7 +146,7 @@ def _backdrop(rng: np.random.Generator) -> Colour:
     return _hsv(rng.uniform(0.4, 0.95), rng.uniform(0.35, 0.55), rng.uniform(0.36, 0.55))
 
 
-def _colours(rng: np.random.Generator, kind: str) -> dict[str, Colour]:
+def _colours(rng: np.random.Generator, kind: str) -> dict[str, Any]:
     skin = _skin(rng, kind)
     backdrop = _far(rng, (skin,), _backdrop, 0.34)
     hue = colorsys.rgb_to_hsv(*backdrop)[0] + rng.choice([0.33, 0.42, 0.5, 0.58, 0.67])
@@ -169,7 +169,7 @@ def _colours(rng: np.random.Generator, kind: str) -> dict[str, Colour]:
     }
 
 
-def _styles(rng: np.random.Generator, kind: str) -> dict[str, str]:
+def _styles(rng: np.random.Generator, kind: str) -> dict[str, Any]:
     person = kind in ("human", "cartoon")
     hair = _pick(rng, HAIRS, (0.7, 1.6, 1.2, 1.3, 0.9, 1.1, 0.5, 0.9)) if person else "bald"
     if kind == "animal" and rng.random() < 0.2:
@@ -193,5 +193,5 @@ def sample_identity(rng: np.random.Generator) -> Identity:
     """One random identity: about half humans, the rest cartoons, animals, robots, aliens and ghosts."""
     kind = _pick(rng, KINDS, (0.5, 0.18, 0.14, 0.08, 0.06, 0.04))
     numbers = [f.name for f in dataclasses.fields(Identity) if f.type is float or f.type == "float"]
-    genes = {name: float(rng.beta(1.6, 1.6)) for name in numbers}
+    genes: dict[str, Any] = {name: float(rng.beta(1.6, 1.6)) for name in numbers}
     return Identity(kind=kind, **_styles(rng, kind), **genes, **_colours(rng, kind))

@@ -64,5 +64,6 @@ def window_dataset(folder: pathlib.Path, cfg: Config, *, silence: np.ndarray, ba
     shards = sorted(str(path) for path in folder.glob("clips-*.array_record"))
     if not shards:
         raise ValueError(f"no encoded clips in {folder}; run train.latents with the same --workdir first")
-    records = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(shards)).seed(cfg.data.seed)
+    source: Any = grain.sources.ArrayRecordDataSource(shards)
+    records = grain.MapDataset.source(source).seed(cfg.data.seed)
     return records.shuffle().repeat().random_map(_Window(cfg, silence)).batch(batch)

@@ -8,15 +8,18 @@
 (live_avatar.md section 5.1)
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+Like = jax.typing.ArrayLike
 
 
-def add_noise(x0: Array, noise: Array, sigma: Array) -> Array:
+def add_noise(x0: Array, noise: Array, sigma: Like) -> Array:
     """Equation (1). sigma broadcasts against x0."""
-    return (1.0 - sigma) * x0 + sigma * noise
+    return x0 + sigma * (noise - x0)
 
 
 def velocity(x0: Array, noise: Array) -> Array:
@@ -24,16 +27,16 @@ def velocity(x0: Array, noise: Array) -> Array:
     return noise - x0
 
 
-def clean(x: Array, v: Array, sigma: Array) -> Array:
+def clean(x: Array, v: Array, sigma: Like) -> Array:
     """Equation (3): the sample that velocity `v` points to from `x` at `sigma`."""
     return x - sigma * v
 
 
-def shift(u: Array, s: float) -> Array:
-    """Equation (4): moves uniform times u in [0, 1] towards noise for s > 1."""
+def shift(u: Any, s: float) -> Any:
+    """Equation (4): moves uniform times u in [0, 1], of any array type, towards noise for s > 1."""
     return s * u / (1.0 + (s - 1.0) * u)
 
 
-def euler(x: Array, v: Array, sigma: Array, sigma_next: Array) -> Array:
+def euler(x: Array, v: Array, sigma: Like, sigma_next: Like) -> Array:
     """Equation (5), in float32."""
-    return x.astype(jnp.float32) + (sigma_next - sigma) * v.astype(jnp.float32)
+    return x.astype(jnp.float32) + jnp.subtract(sigma_next, sigma) * v.astype(jnp.float32)

@@ -125,9 +125,9 @@ def _block(p: dict, x: jax.Array, e0: jax.Array, text: jax.Array | None, attend,
 def _segments(cfg: DitConfig) -> list[tuple[int, int, int | None]]:
     """Runs of blocks (start, stop, injector after the run or None)."""
     stops = [layer + 1 for layer in cfg.audio_inject]
-    parts = [(start, stop, index) for index, (start, stop) in enumerate(zip([0, *stops], stops, strict=False))]
-    last = stops[-1] if stops else 0
-    return [*parts, (last, cfg.layers, None)] if last < cfg.layers else parts
+    starts = [0, *stops]
+    parts: list[tuple[int, int, int | None]] = list(zip(starts, stops, range(len(stops)), strict=False))
+    return [*parts, (starts[-1], cfg.layers, None)] if starts[-1] < cfg.layers else parts
 
 
 def _denoise(p: dict, x: jax.Array, sigma: jax.Array, sound, text, attend, states, cfg: DitConfig):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from avatar_jax.core.spec import Leaf
 
+Padding = str | tuple[tuple[int, int], tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -23,7 +24,7 @@ def spec(kernel: tuple[int, int, int], inputs: int, outputs: int, init: str = "n
     }
 
 
-def _spatial(x: jax.Array, w: jax.Array, stride: int, padding) -> jax.Array:
+def _spatial(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
     batch, time = x.shape[:2]
     y = jax.lax.conv_general_dilated(
         x.reshape(batch * time, *x.shape[2:]),
@@ -35,7 +36,7 @@ def _spatial(x: jax.Array, w: jax.Array, stride: int, padding) -> jax.Array:
     return y.reshape(batch, time, *y.shape[1:])
 
 
-def spatial(p: dict, x: jax.Array, stride: int = 1, padding="SAME") -> jax.Array:
+def spatial(p: dict, x: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
     """A 2-D convolution of every frame. x: [B, T, H, W, C]; p["w"]: [1, kh, kw, C, O]."""
     return _spatial(x, p["w"][0], stride, padding) + p["b"].astype(x.dtype)
 

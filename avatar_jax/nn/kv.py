@@ -42,7 +42,8 @@ def commit(cache: KVCache, k: jax.Array, v: jax.Array, *, slot: jax.Array, refer
     held, tokens = cache.reference_k.shape[1], k.shape[1]
     at = (0, held + slot * tokens, 0, 0)
     keys = jax.lax.dynamic_update_slice(cache.k, rotate(cache.reference_k, reference), (0, 0, 0, 0))
-    return cache.replace(k=jax.lax.dynamic_update_slice(keys, k, at), v=jax.lax.dynamic_update_slice(cache.v, v, at))
+    keys, values = jax.lax.dynamic_update_slice(keys, k, at), jax.lax.dynamic_update_slice(cache.v, v, at)
+    return KVCache(keys, values, cache.reference_k)
 
 
 def readable(cache: KVCache, tokens: int) -> jax.Array:

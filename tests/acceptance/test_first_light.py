@@ -123,7 +123,7 @@ def test_streamed_equals_whole_vae():
 
 def test_streamed_equals_whole_mel():
     cfg = config().mel
-    samples = np.random.default_rng(0).uniform(-1, 1, 640 * 31).astype(np.float32)
+    samples = jax.random.uniform(jax.random.key(0), (640 * 31,), minval=-1.0)
     state, parts, at = mel.empty(cfg), [], 0
     for frames in (1, 12, 3, 5, 10):
         state, features = mel.step(state, samples[at : at + 640 * frames], cfg)
@@ -213,7 +213,7 @@ def test_vae_on_unseen_identities():
     for index in range(12):
         clip = source.clip(UNSEEN, 3000 + index, video_frames=96)
         frames = np.concatenate([clip["reference"][None], clip["frames"]])
-        x = frames[None].astype(np.float32) / 127.5 - 1.0
+        x = jnp.asarray(frames[None], jnp.float32) / 127.5 - 1.0
         y = vae.decode(weights().vae, vae.encode(weights().vae, x, cfg=cfg.vae), cfg=cfg.vae)
         errors.append(float(jnp.square((y - x) / 2.0).mean()))
     psnr = float(-10.0 * np.log10(np.mean(errors)))
