@@ -17,12 +17,12 @@ from train import loop, optim, pretrain
 from train import vae as train_vae
 
 
-def small() -> Config:
+def small(steps: int = 6) -> Config:
     cfg = get_config()
     cfg.dit = dataclasses.replace(cfg.dit, width=32, heads=2, layers=2, ffn=48, audio_inject=(0,), freq=32)
     cfg.vae = dataclasses.replace(cfg.vae, width=8, mult=(1, 1, 1))
     cfg.video = dataclasses.replace(cfg.video, height=32, width=32)
-    quick = {"steps": 6, "warmup": 1, "rate": 3e-3, "log_every": 2, "save_every": 3}
+    quick = {"steps": steps, "warmup": 1, "rate": 0.02, "log_every": 2, "save_every": 3}
     cfg.train = dataclasses.replace(
         cfg.train,
         dit_blocks=2,
@@ -64,7 +64,7 @@ def test_the_vae_learns_a_few_colours():
 
 
 def test_pretraining_overfits_one_window():
-    cfg = small()
+    cfg = small(steps=40)
     batch, step = window(cfg), functools.partial(pretrain.step, cfg=cfg)
     state = optim.empty(dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(0)), cfg.dit), cfg.train.dit)
     losses = []
