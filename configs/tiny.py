@@ -78,14 +78,15 @@ def _train() -> c.TrainConfig:
     return c.TrainConfig(
         vae=vae,
         vae_image_steps=1500,
-        vae_clip_latents=16,
-        vae_segment_latents=2,
+        vae_clip_latents=4,
+        vae_segment_latents=4,
         vae_kl=1e-4,
         dit=dataclasses.replace(vae, steps=12000, vector_rate=1e-3, ema=0.999),
         dit_blocks=3,
         dit_shift=3.0,
         dit_clean=0.3,
         dit_drop_audio=0.05,
+        dit_motion=0.5,
         dit_reference_span=(12, 12),
     )
 
@@ -98,7 +99,13 @@ def get_config() -> c.Config:
         video=c.VideoConfig(height=96, width=96, fps=25),
         mel=mel,
         vae=c.VaeConfig(
-            width=16, mult=(1, 3, 6), temporal=(True, True), res_blocks=1, latent_channels=16, pixel_patch=2
+            width=16,
+            mult=(1, 3, 6),
+            temporal=(True, True),
+            res_blocks=1,
+            res_frames=1,
+            latent_channels=16,
+            pixel_patch=2,
         ),
         dit=_dit(mel.features),
         stream=_stream(),

@@ -3,7 +3,7 @@
 Renders a pool of faces with random poses, then fits the network to their known mouths and identities through
 random faults of the kind that a generator or a codec makes, so that it reads generated frames as well as
 clean ones. Writes reader.safetensors, config.json, metrics.jsonl, result.json and loss.png to the work
-folder.
+folder. `--evaluate=avatar_jax/assets/reader.safetensors` only measures existing weights.
 """
 
 import dataclasses
@@ -19,13 +19,14 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 from ml_collections import config_flags
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from avatar_jax.metrics import reader, sync
 from train import reader_data
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/reader.py", "The run's configuration.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's outputs.", required=True)
+_EVALUATE = flags.DEFINE_string("evaluate", None, "Weights to evaluate instead of training.")
 
 LOSSES = ("opening", "width", "identity")  # mean squared errors
 
@@ -120,25 +121,36 @@ def plot(workdir: pathlib.Path) -> None:
     figure.savefig(workdir / "loss.png", dpi=100)
 
 
+def report(weights: reader.Weights, cfg: Any) -> dict[str, Any]:
+    """Figures on clean and on spoiled frames of unseen faces."""
+    test, references = reader_data.render_test(cfg.seed, cfg.test_identities, cfg.test_frames)
+    clean = figures(weights, test, references)
+    test.frames = reader_data.spoil_clips(test.frames)
+    return {"clean": clean, "spoiled": figures(weights, test, references)}
+
+
+def make_weights(cfg: Any, workdir: pathlib.Path) -> reader.Weights:
+    """Renders the faces, trains on them, and measures the identity's error on others; saves the weights."""
+    pool = reader_data.render_pool(cfg.seed, cfg.identities, cfg.frames_each)
+    logging.info("rendered %d frames", cfg.identities * cfg.frames_each)
+    weights = train(pool, cfg, workdir)
+    other, _ = reader_data.render_test(cfg.seed + 1, cfg.test_identities, 8)
+    weights = {**weights, "identity/error": identity_error(weights, other)}
+    save_file({name: np.asarray(leaf) for name, leaf in weights.items()}, workdir / "reader.safetensors")
+    plot(workdir)
+    return weights
+
+
 def main(argv: list[str]) -> None:
-    """Renders, trains, evaluates on unseen faces, writes."""
+    """Trains (or loads), evaluates on unseen faces, writes."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     cfg, workdir, started = _CONFIG.value, pathlib.Path(_WORKDIR.value), time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2))
-    pool = reader_data.render_pool(cfg.seed, cfg.identities, cfg.frames_each)
-    logging.info("rendered %d frames in %.0f s", cfg.identities * cfg.frames_each, time.monotonic() - started)
-    weights = train(pool, cfg, workdir)
-    other, _ = reader_data.render_test(cfg.seed + 1, cfg.test_identities, 8)
-    weights = {**weights, "identity/error": identity_error(weights, other)}
-    test, references = reader_data.render_test(cfg.seed, cfg.test_identities, cfg.test_frames)
-    result = {"clean": figures(weights, test, references)}
-    test.frames = reader_data.spoil_clips(test.frames)
-    result |= {"spoiled": figures(weights, test, references), "seconds": time.monotonic() - started}
-    save_file({name: np.asarray(array) for name, array in weights.items()}, workdir / "reader.safetensors")
+    weights = load_file(_EVALUATE.value) if _EVALUATE.value else make_weights(cfg, workdir)
+    result = {**report(weights, cfg), "seconds": round(time.monotonic() - started)}
     (workdir / "result.json").write_text(json.dumps(result, indent=2))
-    plot(workdir)
     logging.info("unseen faces: %s", json.dumps(result))
 
 

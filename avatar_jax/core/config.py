@@ -54,6 +54,7 @@ class VaeConfig:
     mult: tuple[int, ...]  # channel multiple of each stage
     temporal: tuple[bool, ...]  # which of the len(mult)-1 downsamplings halve time too
     res_blocks: int
+    res_frames: int  # time kernel of the residual blocks: 3 for Wan; 1 leaves time to the resampling and the ends
     latent_channels: int
     pixel_patch: int  # pixels folded into channels before the first convolution (Wan 2.2 form); 1 for Wan 2.1
 
@@ -162,6 +163,7 @@ class TrainConfig:
     dit_shift: float  # time shift of the training noise law
     dit_clean: float  # share of nearly clean blocks, the history a stream sees
     dit_drop_audio: float
+    dit_motion: float  # share of the loss that goes where the picture moves
     dit_reference_span: tuple[int, int]  # rope position of the reference relative to the window's first latent
 
 

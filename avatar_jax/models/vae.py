@@ -35,6 +35,8 @@ class _Tape:
         return None if self._old is None else next(self._old)
 
     def causal(self, p: dict, x: jax.Array) -> jax.Array:
+        if p["w"].shape[0] == 1:  # no time, no history
+            return conv.spatial(p, x)
         y, history = conv.causal(p, x, self.read())
         self.new.append(history)
         return y
@@ -44,12 +46,12 @@ def _scale(channels: int) -> dict[str, Leaf]:
     return {"scale": Leaf((channels,), (None,), "ones")}
 
 
-def _res_spec(inputs: int, outputs: int) -> dict:
+def _res_spec(inputs: int, outputs: int, cfg: VaeConfig) -> dict:
     spec = {
         "norm1": _scale(inputs),
-        "conv1": conv.spec((3, 3, 3), inputs, outputs),
+        "conv1": conv.spec((cfg.res_frames, 3, 3), inputs, outputs),
         "norm2": _scale(outputs),
-        "conv2": conv.spec((3, 3, 3), outputs, outputs),
+        "conv2": conv.spec((cfg.res_frames, 3, 3), outputs, outputs),
     }
     if inputs != outputs:
         spec["shortcut"] = conv.spec((1, 1, 1), inputs, outputs)
@@ -80,11 +82,11 @@ def _attention(p: dict, x: jax.Array) -> jax.Array:
     return x + conv.spatial(p["proj"], mixed.reshape(x.shape))
 
 
-def _middle_spec(channels: int) -> dict:
+def _middle_spec(channels: int, cfg: VaeConfig) -> dict:
     return {
-        "res1": _res_spec(channels, channels),
+        "res1": _res_spec(channels, channels, cfg),
         "attention": _attention_spec(channels),
-        "res2": _res_spec(channels, channels),
+        "res2": _res_spec(channels, channels, cfg),
     }
 
 
@@ -130,14 +132,14 @@ def _encoder_spec(cfg: VaeConfig) -> dict:
     widths = [cfg.width * m for m in (1, *cfg.mult)]
     spec: dict = {"conv": conv.spec((3, 3, 3), 3 * cfg.pixel_patch**2, widths[0])}
     for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        blocks = {f"res{i}": _res_spec(inputs if i == 0 else outputs, outputs) for i in range(cfg.res_blocks)}
+        blocks = {f"res{i}": _res_spec(inputs if i == 0 else outputs, outputs, cfg) for i in range(cfg.res_blocks)}
         if stage < len(cfg.temporal):
             blocks["down"] = {"conv": conv.spec((1, 3, 3), outputs, outputs)}
             if cfg.temporal[stage]:
                 blocks["down"]["time"] = conv.spec((3, 1, 1), outputs, outputs)
         spec[f"stage{stage}"] = blocks
     return spec | {
-        "middle": _middle_spec(widths[-1]),
+        "middle": _middle_spec(widths[-1], cfg),
         "head": _head_spec(widths[-1], 2 * cfg.latent_channels),
     }
 
@@ -146,11 +148,11 @@ def _decoder_spec(cfg: VaeConfig) -> dict:
     widths = [cfg.width * m for m in (cfg.mult[-1], *cfg.mult[::-1])]
     spec: dict = {
         "conv": conv.spec((3, 3, 3), cfg.latent_channels, widths[0]),
-        "middle": _middle_spec(widths[0]),
+        "middle": _middle_spec(widths[0], cfg),
     }
     for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         inputs = inputs // 2 if stage > 0 else inputs  # each upsampling halves the channels
-        blocks = {f"res{i}": _res_spec(inputs if i == 0 else outputs, outputs) for i in range(cfg.res_blocks + 1)}
+        blocks = {f"res{i}": _res_spec(inputs if i == 0 else outputs, outputs, cfg) for i in range(cfg.res_blocks + 1)}
         if stage < len(cfg.temporal):
             blocks["up"] = {"conv": conv.spec((1, 3, 3), outputs, outputs // 2)}
             if cfg.temporal[::-1][stage]:

@@ -12,7 +12,7 @@ from avatar_jax.models import vae
 from avatar_jax.nn import conv
 from configs.tiny import get_config
 
-CFG = dataclasses.replace(get_config().vae, width=8, mult=(1, 2, 2), latent_channels=4)
+CFG = dataclasses.replace(get_config().vae, res_frames=3, width=8, mult=(1, 2, 2), latent_channels=4)
 FRAMES = 17
 
 

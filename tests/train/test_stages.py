@@ -74,6 +74,15 @@ def test_pretraining_overfits_one_window():
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_the_loss_looks_where_the_picture_moves():
+    still = jnp.ones((1, 4, 2, 2, 3))
+    moving = still.at[0, :, 1, 0].add(jnp.arange(4.0)[:, None])
+    weight = pretrain.motion_weight(moving, 0.5)
+    assert weight.shape == (1, 1, 2, 2, 1)
+    np.testing.assert_allclose(weight[0, 0, :, :, 0], [[0.5, 0.5], [2.5, 0.5]], atol=1e-4)
+    np.testing.assert_allclose(pretrain.motion_weight(still, 0.0), 1.0)
+
+
 def test_noise_levels_are_independent_and_partly_clean():
     cfg = get_config().train
     levels = np.asarray(pretrain.noise_levels(jax.random.key(0), (4000, 2), cfg))
