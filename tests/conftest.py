@@ -1,8 +1,6 @@
 """What every test shares: eight virtual devices, a compile cache, and where golden cases and samples lie."""
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,15 +16,14 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+import jax  # noqa: E402, reads the environment above
+
 
 @pytest.fixture(scope="module", autouse=True)
-def freed_memory() -> Iterator[None]:
-    """Give back what compiling left in glibc's heap: a gigabyte a module that later modules do not reuse."""
+def forgotten_programs() -> Iterator[None]:
+    """Compiled programs hold up to a gigabyte a module: no later module uses them."""
     yield
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent in musl
-        if trim is not None:
-            trim(0)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

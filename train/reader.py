@@ -148,7 +148,10 @@ def main(argv: list[str]) -> None:
     cfg, workdir, started = _CONFIG.value, pathlib.Path(_WORKDIR.value), time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2))
-    weights = load_file(_EVALUATE.value) if _EVALUATE.value else make_weights(cfg, workdir)
+    if _EVALUATE.value:
+        weights = {name: jnp.asarray(leaf) for name, leaf in load_file(_EVALUATE.value).items()}
+    else:
+        weights = make_weights(cfg, workdir)
     result = {**report(weights, cfg), "seconds": round(time.monotonic() - started)}
     (workdir / "result.json").write_text(json.dumps(result, indent=2))
     logging.info("unseen faces: %s", json.dumps(result))

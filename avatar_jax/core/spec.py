@@ -22,7 +22,8 @@ class Leaf:
     """A weight to be: `axes` names each dimension for sharding; linear weights are stored [in, out].
 
     `init` is "fan_in" (normal, 1/sqrt of all but the last dimension), "newest" (the same for the last slice of the
-    first dimension, zero for the others), "zeros", "ones" or "normal" (std `scale`).
+    first dimension, zero for the others), "hold" (copies of the identity in that slice), "zeros", "ones" or "normal"
+    (std `scale`).
     """
 
     shape: tuple[int, ...]
@@ -41,6 +42,9 @@ def _draw(leaf: Leaf, key: jax.Array) -> jax.Array:
     if leaf.init == "newest":
         last = dataclasses.replace(leaf, shape=leaf.shape[1:], axes=leaf.axes[1:], init="fan_in")
         return jnp.zeros(leaf.shape, leaf.dtype).at[-1].set(_draw(last, key))
+    if leaf.init == "hold":
+        inputs, outputs = leaf.shape[-2:]
+        return jnp.zeros(leaf.shape, leaf.dtype).at[-1].set(jnp.tile(jnp.eye(inputs), outputs // inputs))
     fan_in = math.prod(leaf.shape[leaf.stacked : -1]) if leaf.init == "fan_in" else 1
     return (jax.random.normal(key, leaf.shape) * leaf.scale / math.sqrt(fan_in)).astype(leaf.dtype)
 

@@ -136,7 +136,7 @@ def _encoder_spec(cfg: VaeConfig) -> dict:
         if stage < len(cfg.temporal):
             blocks["down"] = {"conv": conv.spec((1, 3, 3), outputs, outputs)}
             if cfg.temporal[stage]:
-                blocks["down"]["time"] = conv.spec((3, 1, 1), outputs, outputs)
+                blocks["down"]["time"] = conv.spec((3, 1, 1), outputs, outputs, "hold")
         spec[f"stage{stage}"] = blocks
     return spec | {
         "middle": _middle_spec(widths[-1], cfg),
@@ -156,7 +156,7 @@ def _decoder_spec(cfg: VaeConfig) -> dict:
         if stage < len(cfg.temporal):
             blocks["up"] = {"conv": conv.spec((1, 3, 3), outputs, outputs // 2)}
             if cfg.temporal[::-1][stage]:
-                blocks["up"]["time"] = conv.spec((3, 1, 1), outputs, 2 * outputs)
+                blocks["up"]["time"] = conv.spec((3, 1, 1), outputs, 2 * outputs, "hold")
         spec[f"stage{stage}"] = blocks
     return spec | {"head": _head_spec(widths[-1], 3 * cfg.pixel_patch**2)}
 

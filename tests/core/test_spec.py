@@ -51,3 +51,16 @@ def test_weight_files_refuse_in_one_line(tmp_path):
     broken.write_bytes(b"not a tensor file at all")
     with pytest.raises(ValueError, match="not a readable safetensors"):
         weight_files.load(broken, LAYER)
+
+
+def test_initialisers_of_time_kernels():
+    drawn = spec.init(
+        {
+            "newest": Leaf((3, 40, 30), (None, None, None), "newest"),
+            "hold": Leaf((3, 1, 1, 4, 8), (None,) * 5, "hold"),
+        },
+        jax.random.key(0),
+    )
+    assert not drawn["newest"][:-1].any() and np.std(drawn["newest"][-1]) == pytest.approx(40**-0.5, rel=0.1)
+    assert not drawn["hold"][:-1].any()
+    np.testing.assert_array_equal(drawn["hold"][-1, 0, 0], np.tile(np.eye(4), 2))

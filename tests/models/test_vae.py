@@ -96,3 +96,13 @@ def test_wan_geometry_has_the_published_size():
     tree = vae.spec(wan)
     weights_alone = {name: part for name, part in tree.items() if name != "stats"}
     assert spec.count(weights_alone) == 126_892_531  # live_avatar.md section 14
+
+
+def test_an_untrained_vae_holds_its_newest_frame():
+    """Time starts as repetition: a still clip is the still image, whatever the weights."""
+    p = spec.init(vae.spec(CFG), jax.random.key(0))
+    still = jnp.tile(jax.random.uniform(jax.random.key(1), (1, 1, 16, 16, 3)), (1, 9, 1, 1, 1))
+    z = vae.encode(p, still, cfg=CFG)
+    np.testing.assert_allclose(z[:, 1:], jnp.repeat(z[:, :1], 2, 1), atol=1e-4)
+    x = vae.decode(p, z, cfg=CFG)
+    np.testing.assert_allclose(x, jnp.repeat(x[:, :1], 9, 1), atol=1e-4)
