@@ -5,8 +5,8 @@
 
 export DEVICE PYTHON
 PY := .venv/bin/python
-# Two workers on two cores; more where there are more, each with a JAX of its own.
-PYTEST := $(PY) -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=worksteal
+# Two workers on two cores, four at most: each has a JAX of its own and needs up to 2 GB.
+PYTEST := $(PY) -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=worksteal
 CONFIG ?= configs/tiny.py
 WORKDIR ?= runs/tiny
 

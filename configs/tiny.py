@@ -109,7 +109,6 @@ def get_config() -> c.Config:
         ),
         dit=_dit(mel.features),
         stream=_stream(),
-        mesh=c.MeshConfig(data=1, tensor=1),
         data=c.DataConfig(seed=0, clips=2400, video_frames=96, workers=2),
         train=_train(),
     )

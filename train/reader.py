@@ -17,18 +17,23 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 from safetensors.numpy import load_file, save_file
 
 from avatar_jax.metrics import reader, sync
+from infer import door
 from train import reader_data
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/reader.py", "The run's configuration.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's outputs.", required=True)
-_EVALUATE = flags.DEFINE_string("evaluate", None, "Weights to evaluate instead of training.")
+FLAGS = flags.FLAGS
 
 LOSSES = ("opening", "width", "identity")  # mean squared errors
+
+
+def define() -> None:
+    """The flags."""
+    door.define_config("configs/reader.py")
+    flags.DEFINE_string("workdir", "runs/reader", "Folder of the run's outputs.")
+    flags.DEFINE_string("evaluate", None, "Weights to evaluate instead of training.")
 
 
 def make_step(optimiser: optax.GradientTransformation, cfg: Any) -> Any:
@@ -141,15 +146,13 @@ def make_weights(cfg: Any, workdir: pathlib.Path) -> reader.Weights:
     return weights
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Trains (or loads), evaluates on unseen faces, writes."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    cfg, workdir, started = _CONFIG.value, pathlib.Path(_WORKDIR.value), time.monotonic()
+    cfg, workdir, started = FLAGS.config, pathlib.Path(FLAGS.workdir), time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2))
-    if _EVALUATE.value:
-        weights = {name: jnp.asarray(leaf) for name, leaf in load_file(_EVALUATE.value).items()}
+    if FLAGS.evaluate:
+        weights = {name: jnp.asarray(leaf) for name, leaf in load_file(FLAGS.evaluate).items()}
     else:
         weights = make_weights(cfg, workdir)
     result = {**report(weights, cfg), "seconds": round(time.monotonic() - started)}
@@ -158,4 +161,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    door.run(main, define)

@@ -114,14 +114,6 @@ class StreamConfig:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class MeshConfig:
-    """Device mesh: axis sizes, -1 fills."""
-
-    data: int
-    tensor: int
-
-
-@dataclasses.dataclass(unsafe_hash=True)
 class DataConfig:
     """Training clips of the drawn world."""
 
@@ -177,7 +169,6 @@ class Config:
     vae: VaeConfig
     dit: DitConfig
     stream: StreamConfig
-    mesh: MeshConfig
     data: DataConfig
     train: TrainConfig
 

@@ -4,6 +4,7 @@ The encoder's convolutions see the past alone: the tokens of a latent frame depe
 the five before them (live_avatar.md section 1.7), so a stream needs only `audio_context` frames of left context.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -69,6 +70,7 @@ def encode(p: dict, features: jax.Array, *, context: int, cfg: DitConfig) -> tup
     Returns:
       local tokens [B, F, audio_tokens + 1, D] and one global token [B, F, D].
     """
+    chex.assert_shape(features, (None, None, cfg.audio_layers, cfg.audio_width))
     mix = jax.nn.silu(p["layers"])
     sound = jnp.einsum("balw,l->baw", features.astype(jnp.float32), mix / mix.sum())
     batch, frames, _ = sound.shape

@@ -11,6 +11,7 @@ Shapes: B batch, F latent frames, f tokens of a frame, S = F f, D width, N heads
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,6 +166,7 @@ def prefill(
     Returns:
       keys before rotation and values, each [L, B, R, N, K] (a tuple of L when the layers are unrolled).
     """
+    chex.assert_shape(reference, (None, 1, None, None, cfg.latent_channels))
     tokens = dense.apply(p["patch"], embed.patchify(reference, cfg.patch)) + p["type"][REFERENCE]
     _, e0 = _time(p["time"], jnp.zeros(reference.shape[:2]), cfg)
 
@@ -223,6 +225,9 @@ def apply(
     Returns:
       v = noise - x0, [B, F, h, w, C], float32.
     """
+    chex.assert_rank([latent, sigma, features], [5, 2, 4])
+    chex.assert_equal_shape_prefix([latent, sigma], 2)
+    chex.assert_axis_dimension(features, 1, context + 4 * latent.shape[1])
     copies = mask.shape[1] - mask.shape[0]
     sound = audio.encode(p["audio"]["encoder"], features, context=context, cfg=cfg)
 
@@ -276,6 +281,8 @@ def apply_block(
     Returns:
       the memory with this block's keys and values at this noise level, and v [B, F, h, w, C], float32.
     """
+
+    chex.assert_rank([latent, sigma, slot, blocks], [5, 0, 0, 0])
 
     def attend(q, k, v, layer: kv.KVCache):
         layer = kv.commit(layer, rotate(k, phase), v, slot=slot, reference=reference_phase)

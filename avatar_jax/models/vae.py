@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange, repeat
 
 from avatar_jax.core.config import VaeConfig
 from avatar_jax.core.spec import Leaf
@@ -74,10 +75,9 @@ def _attention_spec(channels: int) -> dict:
 
 def _attention(p: dict, x: jax.Array) -> jax.Array:
     """One-head attention over the pixels of each frame. x: [B, T, H, W, C]."""
-    batch, frames, rows, columns, channels = x.shape
     qkv = conv.spatial(p["qkv"], norm.channel_norm(p["norm"], x))
-    q, k, v = jnp.split(qkv.reshape(batch * frames, rows * columns, 3 * channels), 3, -1)
-    scores = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * channels**-0.5
+    q, k, v = jnp.split(rearrange(qkv, "B T H W C -> (B T) (H W) C"), 3, -1)
+    scores = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * x.shape[-1] ** -0.5
     mixed = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(scores, -1).astype(x.dtype), v)
     return x + conv.spatial(p["proj"], mixed.reshape(x.shape))
 
@@ -112,12 +112,9 @@ def _up(p: dict, x: jax.Array, tape: _Tape) -> jax.Array:
         # the first frame never enters the temporal kernel's history
         tape.new.append(jnp.zeros((x.shape[0], 2, *x.shape[2:]), x.dtype))
     elif "time" in p:
-        both = tape.causal(p["time"], x)  # [B, T, H, W, 2C], even frames' channels first
-        batch, frames, rows, columns, channels = x.shape
-        both = both.reshape(batch, frames, rows, columns, 2, channels).transpose(0, 1, 4, 2, 3, 5)
-        x = both.reshape(batch, 2 * frames, rows, columns, channels)
-    x = jnp.repeat(jnp.repeat(x, 2, 2), 2, 3)
-    return conv.spatial(p["conv"], x)
+        # even frames' channels come first
+        x = rearrange(tape.causal(p["time"], x), "B T H W (two C) -> B (T two) H W C", two=2)
+    return conv.spatial(p["conv"], repeat(x, "B T H W C -> B T (H two) (W again) C", two=2, again=2))
 
 
 def _head_spec(inputs: int, outputs: int) -> dict:
@@ -186,16 +183,12 @@ def _stages(p: dict, x: jax.Array, tape: _Tape, resample, name: str) -> jax.Arra
 
 def fold_pixels(x: jax.Array, patch: int) -> jax.Array:
     """Pixels into channels: [B, T, H, W, 3] -> [B, T, H/patch, W/patch, 3 patch^2]."""
-    batch, frames, rows, columns, channels = x.shape
-    x = x.reshape(batch, frames, rows // patch, patch, columns // patch, patch, channels)
-    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(batch, frames, rows // patch, columns // patch, -1)
+    return rearrange(x, "B T (h p) (w q) C -> B T h w (p q C)", p=patch, q=patch)
 
 
 def unfold_pixels(x: jax.Array, patch: int) -> jax.Array:
     """Inverse of `fold_pixels`."""
-    batch, frames, rows, columns, channels = x.shape
-    x = x.reshape(batch, frames, rows, columns, patch, patch, channels // patch**2)
-    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(batch, frames, rows * patch, columns * patch, -1)
+    return rearrange(x, "B T h w (p q C) -> B T (h p) (w q) C", p=patch, q=patch)
 
 
 def _moments(p: dict, x: jax.Array, tail: Tail | None, cfg: VaeConfig) -> tuple[jax.Array, jax.Array, Tail]:

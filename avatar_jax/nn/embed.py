@@ -3,20 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 
 def patchify(z: jax.Array, patch: int) -> jax.Array:
     """Latents [B, F, h, w, C] -> tokens [B, F, (h/patch)(w/patch), C patch^2], channel-major inside a token."""
-    batch, frames, rows, columns, channels = z.shape
-    z = z.reshape(batch, frames, rows // patch, patch, columns // patch, patch, channels)
-    return z.transpose(0, 1, 2, 4, 6, 3, 5).reshape(batch, frames, -1, channels * patch * patch)
+    return rearrange(z, "B F (h p) (w q) C -> B F (h w) (C p q)", p=patch, q=patch)
 
 
 def unpatchify(tokens: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
     """Tokens [B, F, rows columns, patch^2 C], channel-minor (Wan's head order), -> [B, F, h, w, C]."""
-    batch, frames = tokens.shape[:2]
-    z = tokens.reshape(batch, frames, *grid, patch, patch, -1)
-    return z.transpose(0, 1, 2, 4, 3, 5, 6).reshape(batch, frames, grid[0] * patch, grid[1] * patch, -1)
+    return rearrange(tokens, "B F (h w) (p q C) -> B F (h p) (w q) C", h=grid[0], w=grid[1], p=patch, q=patch)
 
 
 def sinusoid(t: jax.Array, features: int) -> jax.Array:
