@@ -117,7 +117,7 @@ def main() -> None:
     )
     run = loop.Run(cfg, cfg.train.dit, workdir)
     state = run.fit(state, loop.batches(data, threads=cfg.data.workers, prefetch=8), functools.partial(step, cfg=cfg))
-    weight_files.save(workdir / "dit.safetensors", dit.gather(state.average))
+    weight_files.save(workdir / "dit.safetensors", dit.gather(state.average), dtype="float16")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from avatar_jax.core import config as configs
 from avatar_jax.core import spec
-from avatar_jax.data.frames import frame_dataset
+from avatar_jax.data.frames import frame_dataset, wandering_clip
 from avatar_jax.io import weights as weight_files
 from avatar_jax.models import vae
 from infer import door
@@ -75,7 +76,7 @@ def clip_step(
     return state, scalars
 
 
-def with_statistics(p: dict, frames: jax.Array, *, cfg: configs.Config) -> dict:
+def with_statistics(p: dict, frames: np.ndarray, *, cfg: configs.Config) -> dict:
     """The weights with the latents' per-channel mean and deviation measured on `frames` uint8 [B, T, H, W, 3]."""
     encode = jax.jit(lambda p, x: vae.posterior(p, x, None, cfg=cfg.vae)[0][0])
     mean = jnp.concatenate([encode(p, f[None].astype(jnp.float32) / 127.5 - 1.0) for f in frames])
@@ -97,8 +98,8 @@ def main() -> None:
         walk = functools.partial(clip_step, piece=piece, cfg=cfg)
         batches = loop.batches(data, threads=cfg.data.workers, prefetch=4)
         state = run.fit(state, batches, walk, stride=max(1, frames // piece))
-    sample = next(iter(frame_dataset(cfg.data.seed + 99, video_frames=clip, size=size, batch=64)))
-    weight_files.save(workdir / "vae.safetensors", with_statistics(state.average, sample, cfg=cfg))
+    sample = np.stack([wandering_clip(cfg.data.seed + 99, i, video_frames=clip, size=size) for i in range(64)])
+    weight_files.save(workdir / "vae.safetensors", with_statistics(state.average, sample, cfg=cfg), dtype="float16")
 
 
 if __name__ == "__main__":
