@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from avatar_jax.core import config as configs
+from avatar_jax.core import platform
 
 BAD_INPUT, INTERRUPTED = 2, 130
 OVERRIDE = re.compile(r"--?(?:no)?(config\.[^=]+)")
@@ -99,6 +100,17 @@ def run(main: Callable[[], None], define: Callable[[], None]) -> None:
         define: defines the flags.
     """
     app.run(lambda _: _guard(main), flags_parser=lambda argv: _parse(argv, define))
+
+
+def start_jax(cache: str | None = None) -> None:
+    """Settles which devices JAX uses and where it keeps compiled programs, before it touches one.
+
+    Raises ValueError if the platform or the cache folder that was asked for is not to be had.
+    """
+    note = platform.configure_platform()
+    if note:
+        say(note)
+    platform.enable_compile_cache(cache)
 
 
 def embedded(name: str) -> Path:

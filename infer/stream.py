@@ -19,7 +19,6 @@ import numpy as np
 from absl import flags
 
 from avatar_jax.core import config as configs
-from avatar_jax.core import platform
 from avatar_jax.io.audio import AudioStream, open_audio, verify_audio
 from avatar_jax.io.errors import InputError
 from avatar_jax.io.image import load_portrait
@@ -116,9 +115,7 @@ def prepare(request: Request, cache: str | None) -> tuple[Engine, float]:
     Returns:
         the engine, and the seconds spent tracing, lowering and compiling (or reading the cache).
     """
-    note = platform.configure_platform()
-    if note:
-        door.say(note)
+    door.start_jax(cache)
     import jax
 
     compile_s = [0.0]
@@ -127,7 +124,6 @@ def prepare(request: Request, cache: str | None) -> tuple[Engine, float]:
         compile_s[0] += duration_secs if event.startswith("/jax/core/compile/") else 0.0
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    platform.enable_compile_cache(cache)
     from avatar_jax.stream import session
 
     weights = session.load_weights(request.cfg, request.checkpoint)

@@ -49,6 +49,7 @@ def record_of(p: dict, clip: dict[str, np.ndarray], *, cfg: configs.Config) -> l
 
 def main() -> None:
     """Writes every shard that is not there yet."""
+    door.start_jax()
     cfg, folder = configs.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
     p = weight_files.load(pathlib.Path(FLAGS.vae), vae.spec(cfg.vae))
     source = WorldSource(

@@ -109,6 +109,7 @@ def step(state: optim.TrainState, batch: dict[str, jax.Array], key: jax.Array, *
 
 def main() -> None:
     """Trains to the end and writes `dit.safetensors` from the averaged weights."""
+    door.start_jax()
     cfg, workdir = configs.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
     drawn = dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed)), cfg.dit)
     state = optim.empty(drawn, cfg.train.dit)

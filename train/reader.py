@@ -148,6 +148,7 @@ def make_weights(cfg: Any, workdir: pathlib.Path) -> reader.Weights:
 
 def main() -> None:
     """Trains (or loads), evaluates on unseen faces, writes."""
+    door.start_jax()
     cfg, workdir, started = FLAGS.config, pathlib.Path(FLAGS.workdir), time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2))

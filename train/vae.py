@@ -85,6 +85,7 @@ def with_statistics(p: dict, frames: np.ndarray, *, cfg: configs.Config) -> dict
 
 def main() -> None:
     """Single frames for `vae_image_steps`, then clips to the end; writes `vae.safetensors` from the averages."""
+    door.start_jax()
     cfg, workdir = configs.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
     train, size, stride = cfg.train, cfg.video.height, cfg.vae.temporal_stride
     state = optim.empty(spec.init(vae.spec(cfg.vae), jax.random.key(cfg.data.seed)), train.vae)
