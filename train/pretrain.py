@@ -18,6 +18,7 @@ from avatar_jax.diffusion import flow
 from avatar_jax.io import weights as weight_files
 from avatar_jax.models import dit, mel
 from avatar_jax.nn import rope
+from avatar_jax.stream import clock
 from infer import door
 from train import loop, optim
 
@@ -49,8 +50,7 @@ def positions(key: jax.Array, batch: int, cfg: configs.Config) -> tuple[rope.Pha
     length, blocks = cfg.stream.block_latents, cfg.train.dit_blocks
     offset = jax.random.randint(key, (batch, 1), low, high + 1)
     starts = jnp.arange(blocks) * length
-    shape = {"grid": cfg.grid, "head_size": cfg.dit.head_size, "theta": cfg.dit.rope_theta}
-    return rope.grid_phase(np.arange(blocks * length), **shape), rope.grid_phase(starts + offset, **shape)
+    return clock.grid_phase(np.arange(blocks * length), cfg), clock.grid_phase(starts + offset, cfg)
 
 
 def motion_weight(x0: jax.Array, share: float) -> jax.Array:
@@ -78,8 +78,8 @@ def loss_fn(p: dict, batch: dict[str, jax.Array], key: jax.Array, *, cfg: config
     dropped = jax.random.uniform(drop_key, (len(x0), 1, 1, 1)) < cfg.train.dit_drop_audio
     features = jnp.where(dropped, mel.SILENCE_VALUE, jnp.maximum(features + gain, mel.SILENCE_VALUE))
     phase, ahead = positions(place_key, len(x0), cfg)
-    still = rope.grid_phase(np.array([0]), grid=cfg.grid, head_size=cfg.dit.head_size, theta=cfg.dit.rope_theta)
-    held = dit.prefill(p, batch["reference"].astype(jnp.float32), still, cfg=cfg.dit)
+    reference = batch["reference"].astype(jnp.float32)
+    held = dit.prefill(p, reference, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
     tokens = cfg.tokens_per_frame
     v = dit.apply(
         p,

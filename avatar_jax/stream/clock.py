@@ -6,10 +6,13 @@ The VAE's first latent, which decodes to one frame instead of four, is the refer
 block b shows exactly video frames [b T, (b + 1) T).
 """
 
+import jax
 import numpy as np
 
 from avatar_jax.core.config import Config
 from avatar_jax.nn import rope
+
+STILL = np.array([0])  # the reference among its own tokens: only differences of positions count
 
 
 def frames_of(samples: int, cfg: Config) -> int:
@@ -32,10 +35,14 @@ def reference_time(block: int, cfg: Config) -> np.ndarray:
     return np.array([block * cfg.stream.block_latents + cfg.stream.reference_offset])
 
 
+def grid_phase(positions: jax.Array | np.ndarray, cfg: Config) -> rope.Phase:
+    """Phases of every token of the latent frames at `positions`, [F] or [B, F]."""
+    return rope.grid_phase(positions, cfg.grid, head_size=cfg.dit.head_size, theta=cfg.dit.rope_theta)
+
+
 def phases(block: int, cfg: Config) -> tuple[rope.Phase, rope.Phase]:
     """Phases of a block's tokens and of the reference seen from it, exact at any block number."""
-    shape = {"grid": cfg.grid, "head_size": cfg.dit.head_size, "theta": cfg.dit.rope_theta}
-    return rope.grid_phase(times(block, cfg), **shape), rope.grid_phase(reference_time(block, cfg), **shape)
+    return grid_phase(times(block, cfg), cfg), grid_phase(reference_time(block, cfg), cfg)
 
 
 def slot(block: int, cfg: Config) -> tuple[int, int]:

@@ -1,24 +1,23 @@
 """Sequential block autoregression: the oracle of every faster schedule, and the trainers' rollout."""
 
+import functools
 import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from avatar_jax.core.config import Config
 from avatar_jax.diffusion import flow, schedule
 from avatar_jax.models import dit, vae
-from avatar_jax.nn import kv, rope
+from avatar_jax.nn import kv
+from avatar_jax.stream import clock
 from avatar_jax.stream.state import BlockInput, StreamState, Weights
 
 
 def _memory(p: dict, reference: jax.Array, cfg: Config) -> Any:
     """One memory with nothing but the reference [B, 1, h, w, C] in it."""
-    shape = {"grid": cfg.grid, "head_size": cfg.dit.head_size, "theta": cfg.dit.rope_theta}
-    phase = rope.grid_phase(np.array([0]), **shape)
-    held = dit.prefill(p, reference, phase, cfg=cfg.dit)
+    held = dit.prefill(p, reference, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
     slots = cfg.stream.window_blocks * cfg.stream.block_latents * cfg.tokens_per_frame
     if isinstance(p["blocks"], tuple):
         return tuple(kv.empty(k, v, slots) for k, v in held)
@@ -79,11 +78,13 @@ def block(weights: Weights, state: StreamState, inputs: BlockInput, *, cfg: Conf
     return StreamState(caches, tail), frames
 
 
+@functools.lru_cache(maxsize=8)
 def make_start(cfg: Config):
-    """`start` compiled for `cfg`: (weights, reference) -> state."""
+    """`start` compiled for `cfg`, once for all avatars: (weights, reference) -> state."""
     return jax.jit(lambda weights, reference: start(weights, reference, cfg=cfg))
 
 
+@functools.lru_cache(maxsize=8)
 def make_block(cfg: Config):
-    """`block` compiled for `cfg`, the state donated: (weights, state, inputs) -> (state, frames)."""
+    """`block` compiled for `cfg`, once for all avatars, state donated: (weights, state, inputs) -> (state, frames)."""
     return jax.jit(lambda weights, state, inputs: block(weights, state, inputs, cfg=cfg), donate_argnums=1)

@@ -1,6 +1,7 @@
 """The live engine: push sound, get blocks of video. The file command is this engine fed from a file."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -35,6 +36,12 @@ def load_weights(cfg: configs.Config, checkpoint: pathlib.Path) -> Weights:
     return Weights(dit.lay_out(transformer, cfg.dit), autoencoder)
 
 
+@functools.lru_cache(maxsize=8)
+def make_listen(cfg: configs.MelConfig):
+    """`mel.step` compiled for `cfg`: (state, samples) -> (state, features)."""
+    return jax.jit(lambda state, samples: mel.step(state, samples, cfg))
+
+
 def make_avatar(cfg: configs.Config, weights: Weights, portrait: np.ndarray) -> Avatar:
     """Prepares a portrait uint8 [H, W, 3] of the configured size: encodes it, fills the reference memory, warms up.
 
@@ -44,8 +51,8 @@ def make_avatar(cfg: configs.Config, weights: Weights, portrait: np.ndarray) -> 
     if portrait.shape != wanted:
         raise ValueError(f"portrait of shape {portrait.shape}: must be {wanted}")
     pixels = jnp.asarray(portrait, jnp.float32)[None, None] / 127.5 - 1.0
-    listen = jax.jit(lambda state, samples: mel.step(state, samples, cfg.mel))
-    avatar = Avatar(cfg, weights, rollout.make_start(cfg)(weights, pixels), rollout.make_block(cfg), listen)
+    begin = rollout.make_start(cfg)(weights, pixels)
+    avatar = Avatar(cfg, weights, begin, rollout.make_block(cfg), make_listen(cfg.mel))
     warm_up = Session(avatar)
     warm_up.push_audio(np.zeros(cfg.block_samples, np.float32))
     return avatar

@@ -47,8 +47,7 @@ def inputs_of(cfg: Config) -> dict:
 
 
 def _held(p: dict, given: dict, cfg: Config):
-    shape = {"grid": cfg.grid, "head_size": cfg.dit.head_size, "theta": cfg.dit.rope_theta}
-    return dit.prefill(p, given["reference"], rope.grid_phase(np.array([0]), **shape), cfg=cfg.dit)
+    return dit.prefill(p, given["reference"], clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
 
 
 def whole(p: dict, given: dict, cfg: Config) -> jax.Array:
