@@ -205,7 +205,9 @@ def test_the_recording_is_never_its_own_output(folder: Path) -> None:
 
 def stop(folder: Path, number: int) -> tuple[int, str]:
     """Starts a slow run, signals it once it has written something; returns the exit code and stderr."""
-    command, slow = [*FAKE, *order(folder)], os.environ | {"FAKE_DELAY_S": "0.15"}
+    # a test run in the background ignores SIGINT, and its children inherit that
+    command = ["env", "--default-signal=INT", *FAKE, *order(folder)]
+    slow = os.environ | {"FAKE_DELAY_S": "0.15"}
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=slow) as process:
         partial, deadline = folder / "talk.partial.mp4", time.monotonic() + 60
         while not (partial.exists() and partial.stat().st_size > 0) and time.monotonic() < deadline:
