@@ -36,7 +36,7 @@ def define() -> None:
 @functools.partial(jax.jit, static_argnames="cfg")
 def encode(p: dict, frames: jax.Array, sound: jax.Array, *, cfg: configs.Config) -> tuple[jax.Array, jax.Array]:
     """uint8 frames [1 + T, H, W, 3] and samples [640 T] to latents [1 + T/4, h, w, C] and features [T, W], float16."""
-    z = vae.encode(p, frames[None].astype(jnp.float32) / 127.5 - 1.0, cfg=cfg.vae)
+    z = vae.encode(p, vae.from_uint8(frames[None]), cfg=cfg.vae)
     return z[0].astype(jnp.float16), mel.whole(sound, cfg.mel).astype(jnp.float16)
 
 

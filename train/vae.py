@@ -42,7 +42,7 @@ def loss_fn(
       key: of the latents' noise.
       cfg: the run.
     """
-    x = frames.astype(jnp.float32) / 127.5 - 1.0
+    x = vae.from_uint8(frames)
     mean, log_variance, heard = vae.posterior(p, x, None if tails is None else tails[0], cfg=cfg.vae)
     log_variance = jnp.clip(log_variance, -20.0, 10.0)
     z = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
@@ -79,7 +79,7 @@ def clip_step(
 def with_statistics(p: dict, frames: np.ndarray, *, cfg: configs.Config) -> dict:
     """The weights with the latents' per-channel mean and deviation measured on `frames` uint8 [B, T, H, W, 3]."""
     encode = jax.jit(lambda p, x: vae.posterior(p, x, None, cfg=cfg.vae)[0][0])
-    mean = jnp.concatenate([encode(p, f[None].astype(jnp.float32) / 127.5 - 1.0) for f in frames])
+    mean = jnp.concatenate([encode(p, vae.from_uint8(f[None])) for f in frames])
     return p | {"stats": {"mean": mean.mean((0, 1, 2)), "std": mean.std((0, 1, 2))}}
 
 

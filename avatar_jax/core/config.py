@@ -9,8 +9,6 @@ import difflib
 import json
 from typing import Any
 
-AUDIO_TOKENS_PADDING = 1  # the audio encoder appends one learned padding token (Wan2.2-S2V)
-
 
 @dataclasses.dataclass(unsafe_hash=True)
 class VideoConfig:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, repeat
 
 from avatar_jax.core.config import VaeConfig
@@ -179,6 +180,16 @@ def _stages(p: dict, x: jax.Array, tape: _Tape, resample, name: str) -> jax.Arra
         x = resample(blocks[name], x, tape) if name in blocks else x
         stage += 1
     return x
+
+
+def from_uint8(frames: jax.Array | np.ndarray) -> jax.Array:
+    """Frames 0..255 of any shape to the networks' [-1, 1], float32."""
+    return jnp.asarray(frames, jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(x: jax.Array) -> jax.Array:
+    """Inverse of `from_uint8`, rounded. x: in [-1, 1]."""
+    return jnp.round((x + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def fold_pixels(x: jax.Array, patch: int) -> jax.Array:

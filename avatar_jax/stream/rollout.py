@@ -74,7 +74,7 @@ def block(weights: Weights, state: StreamState, inputs: BlockInput, *, cfg: Conf
     """
     caches, latent = denoise(weights.dit, state.caches, inputs, cfg=cfg)
     pixels, tail = vae.decode_step(weights.vae, state.tail, latent, cfg=cfg.vae)
-    frames = jnp.round((pixels + 1.0) * 127.5).astype(jnp.uint8)
+    frames = vae.to_uint8(pixels)
     return StreamState(caches, tail), frames
 
 

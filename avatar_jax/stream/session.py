@@ -50,7 +50,7 @@ def make_avatar(cfg: configs.Config, weights: Weights, portrait: np.ndarray) -> 
     wanted = (cfg.video.height, cfg.video.width, 3)
     if portrait.shape != wanted:
         raise ValueError(f"portrait of shape {portrait.shape}: must be {wanted}")
-    pixels = jnp.asarray(portrait, jnp.float32)[None, None] / 127.5 - 1.0
+    pixels = vae.from_uint8(portrait)[None, None]
     begin = rollout.make_start(cfg)(weights, pixels)
     avatar = Avatar(cfg, weights, begin, rollout.make_block(cfg), make_listen(cfg.mel))
     warm_up = Session(avatar)

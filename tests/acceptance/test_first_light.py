@@ -213,7 +213,7 @@ def test_vae_on_unseen_identities():
     for index in range(12):
         clip = source.clip(UNSEEN, 3000 + index, video_frames=96)
         frames = np.concatenate([clip["reference"][None], clip["frames"]])
-        x = jnp.asarray(frames[None], jnp.float32) / 127.5 - 1.0
+        x = vae.from_uint8(frames[None])
         y = vae.decode(weights().vae, vae.encode(weights().vae, x, cfg=cfg.vae), cfg=cfg.vae)
         errors.append(float(jnp.square((y - x) / 2.0).mean()))
     psnr = float(-10.0 * np.log10(np.mean(errors)))
