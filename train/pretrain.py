@@ -16,7 +16,7 @@ from avatar_jax.core import spec
 from avatar_jax.data import latents
 from avatar_jax.diffusion import flow
 from avatar_jax.io import weights as weight_files
-from avatar_jax.models import dit, mel
+from avatar_jax.models import audio, condition, dit, mel
 from avatar_jax.nn import rope
 from avatar_jax.stream import clock
 from infer import door
@@ -79,18 +79,19 @@ def loss_fn(p: dict, batch: dict[str, jax.Array], key: jax.Array, *, cfg: config
     features = jnp.where(dropped, mel.SILENCE_VALUE, jnp.maximum(features + gain, mel.SILENCE_VALUE))
     phase, ahead = positions(place_key, len(x0), cfg)
     reference = batch["reference"].astype(jnp.float32)
-    held = dit.prefill(p, reference, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
-    tokens = cfg.tokens_per_frame
+    tokens = condition.embed_reference(p, reference, cfg.dit)
+    held = dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
+    voice = audio.encode(p["audio"]["encoder"], features, context=cfg.stream.audio_context, cfg=cfg.dit)
+    per_frame = cfg.tokens_per_frame
     v = dit.apply(
         p,
         flow.add_noise(x0, noise, sigma[..., None, None, None]),
         sigma,
-        features,
         held,
         phase=phase,
         reference_phases=ahead,
-        mask=dit.block_mask(blocks, cfg.stream.window_blocks, length * tokens, tokens),
-        context=cfg.stream.audio_context,
+        mask=dit.block_mask(blocks, cfg.stream.window_blocks, length * per_frame, per_frame),
+        voices=(voice,),
         cfg=cfg.dit,
     )
     error = (motion_weight(x0, cfg.train.dit_motion) * jnp.square(v - flow.velocity(x0, noise))).mean((2, 3, 4))

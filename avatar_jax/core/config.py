@@ -78,9 +78,14 @@ class DitConfig:
     freq: int  # sinusoid features of the timestep
     patch: int  # latent pixels of one token, each direction
     latent_channels: int
+    condition_channels: int  # mask and known latents beside the noisy ones (Wan image to video: 20); 0 for none
+    token_types: bool  # learned embeddings tell noisy, reference and motion tokens apart (Wan S2V)
+    pose: bool  # a pose latent joins the noisy tokens (Wan S2V)
+    motion_latents: int  # past latents packed into motion tokens (Wan S2V: 19); 0 for none
     text_width: int  # 0 leaves text cross-attention out
     text_tokens: int
-    audio_width: int  # features of one video frame
+    image_width: int  # CLIP features in the cross-attention (Wan 2.1 image to video: 1280); 0 for none
+    audio_width: int  # features of one video frame; 0 leaves sound out
     audio_layers: int  # feature layers mixed by learned weights (25 for wav2vec2, 1 for mel)
     audio_tokens: int  # local tokens of one latent frame, padding token not counted
     audio_inject: tuple[int, ...]  # block indices followed by an audio injector

@@ -4,6 +4,8 @@ The encoder's convolutions see the past alone: the tokens of a latent frame depe
 the five before them (live_avatar.md section 1.7), so a stream needs only `audio_context` frames of left context.
 """
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,16 @@ from avatar_jax.core.config import DitConfig
 from avatar_jax.core.spec import Leaf, stack
 from avatar_jax.nn import attention, dense, norm
 
+
+class Voice(NamedTuple):
+    """The sound of one speaker, as the injectors read it."""
+
+    local: jax.Array  # [B, F, audio_tokens + 1, D]
+    whole: jax.Array  # [B, F, D], one global token a latent frame
+    mask: jax.Array | None = None  # [B, F, f], the tokens it drives
+
+
 _EPS = 1e-6
-_ADAIN_EPS = 1e-5  # the published AdaIN norm keeps its library's default, unlike every other norm
 
 
 def _conv_spec(inputs: int, outputs: int) -> dict[str, Leaf]:
@@ -58,17 +68,15 @@ def _halve_twice(p: dict, x: jax.Array) -> jax.Array:
     return jax.nn.silu(norm.layer_norm(x, _EPS))
 
 
-def encode(p: dict, features: jax.Array, *, context: int, cfg: DitConfig) -> tuple[jax.Array, jax.Array]:
+def encode(p: dict, features: jax.Array, mask: jax.Array | None = None, *, context: int, cfg: DitConfig) -> Voice:
     """Sound features to tokens of latent frames, in float32.
 
     Args:
       p: weights of `encoder_spec`.
       features: [B, context + 4F, layers, audio_width], one row a video frame.
+      mask: what of the picture this voice drives, [B, F, f] in 0..1; None for all of it.
       context: leading video frames that only serve as left context; 5 or more, 1 modulo 4.
       cfg: transformer configuration.
-
-    Returns:
-      local tokens [B, F, audio_tokens + 1, D] and one global token [B, F, D].
     """
     chex.assert_shape(features, (None, None, cfg.audio_layers, cfg.audio_width))
     mix = jax.nn.silu(p["layers"])
@@ -81,24 +89,29 @@ def encode(p: dict, features: jax.Array, *, context: int, cfg: DitConfig) -> tup
     padding = jnp.broadcast_to(p["padding"], (*local.shape[:2], 1, cfg.width))
     whole = dense.apply(p["final"], _halve_twice(p, _causal(p["global"], sound, 1)))
     first = (context + 3) // 4  # outputs whose newest frame is still context
-    return jnp.concatenate([local, padding], 2)[:, first:], whole[:, first:]
+    return Voice(jnp.concatenate([local, padding], 2)[:, first:], whole[:, first:], mask)
 
 
-def inject(p: dict, x: jax.Array, local: jax.Array, whole: jax.Array, *, cfg: DitConfig) -> jax.Array:
-    """Adds one injector's attention over a latent frame's sound to that frame's tokens.
+def _residual(p: dict, x: jax.Array, voice: Voice, cfg: DitConfig) -> jax.Array:
+    """One voice's attention output for the tokens of each latent frame. x: [B, F, f, D]."""
+    batch, frames, tokens, width = x.shape
+    shift, scale = jnp.split(dense.apply(p["adain"], jax.nn.silu(voice.whole))[:, :, None], 2, -1)
+    h = norm.layer_norm(x, norm.TORCH_EPS) * (1.0 + scale) + shift
+    h = h.astype(x.dtype).reshape(batch * frames, tokens, width)
+    sound = voice.local.astype(x.dtype).reshape(batch * frames, -1, width)
+    memory = attention.keys_values(p["attention"], sound, heads=cfg.heads, eps=cfg.eps)
+    out = attention.cross(p["attention"], h, [memory], heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention)
+    out = out.reshape(x.shape)
+    return out if voice.mask is None else out * voice.mask[..., None].astype(x.dtype)
+
+
+def inject(p: dict, x: jax.Array, voices: tuple[Voice, ...], *, cfg: DitConfig) -> jax.Array:
+    """Adds one injector's attention over the sound of each latent frame to that frame's tokens.
 
     Args:
       p: one injector's weights.
       x: [B, F, f, D].
-      local: [B, F, audio_tokens + 1, D].
-      whole: [B, F, D].
+      voices: each speaker's tokens; every one drives the part of the picture in its mask.
       cfg: transformer configuration.
     """
-    batch, frames, tokens, width = x.shape
-    shift, scale = jnp.split(dense.apply(p["adain"], jax.nn.silu(whole))[:, :, None], 2, -1)
-    h = norm.layer_norm(x, _ADAIN_EPS) * (1.0 + scale) + shift
-    h = h.astype(x.dtype).reshape(batch * frames, tokens, width)
-    sound = local.astype(x.dtype).reshape(batch * frames, -1, width)
-    k, v = attention.keys_values(p["attention"], sound, heads=cfg.heads, eps=cfg.eps)
-    out = attention.cross(p["attention"], h, k, v, heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention)
-    return x + out.reshape(x.shape)
+    return x + sum(_residual(p, x, voice, cfg) for voice in voices)

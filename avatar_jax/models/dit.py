@@ -1,14 +1,18 @@
-"""The causal diffusion transformer in the Wan block form, one backbone for training and streaming.
+"""The causal diffusion transformer in the Wan block form: one backbone for every published variant and every engine.
 
-The reference tokens stand at t = 0 and see only each other, so their keys and values do not depend on the video:
-`prefill` computes them once. The noisy tokens then run two ways over the same weights:
+Condition tokens (a reference image, motion) stand at t = 0 and, in the causal form, see only each other, so their keys
+and values do not depend on the video: `prefill` computes them once. The noisy tokens run three ways over one set of
+weights:
 
-* `apply` takes a whole sequence, one timestep a latent frame, under a block-causal mask with a window;
-* `apply_block` takes one block and a key/value memory, and returns the memory with the block in it.
+* `apply` takes a whole sequence, one timestep a latent frame, under a mask (training);
+* `apply_block` takes one block and a key/value memory, and returns the memory with the block in it (streaming);
+* `apply_joint` lets noisy and condition tokens all see each other (the published bidirectional models, the teacher).
 
-Shapes: B batch, F latent frames, f tokens of a frame, S = F f, D width, N heads, K head size, C latent channels.
+Shapes: B batch, F latent frames, f tokens of a frame, S tokens, D width, N heads, K head size, C latent channels,
+G groups of tokens that share a timestep.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -18,12 +22,13 @@ import numpy as np
 
 from avatar_jax.core.config import DitConfig
 from avatar_jax.core.spec import Leaf, stack
-from avatar_jax.models import audio
+from avatar_jax.models import audio, condition
 from avatar_jax.nn import attention, dense, embed, kv, norm
-from avatar_jax.nn.rope import Phase, rotate
+from avatar_jax.nn.rope import Phase, join, rotate
 
-NOISY, REFERENCE, MOTION = range(3)  # token types
 TIMESTEPS = 1000.0  # t = 1000 sigma
+NOWHERE = Phase(np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32))  # of no tokens
+Counts = tuple[int, ...]  # tokens of each group
 
 
 def _block_spec(cfg: DitConfig) -> dict:
@@ -37,8 +42,9 @@ def _block_spec(cfg: DitConfig) -> dict:
         },
     }
     if cfg.text_width:
-        affine = {"scale": Leaf((width,), (None,), "ones"), "bias": Leaf((width,), (None,), "zeros")}
-        spec |= {"norm3": affine, "cross": attention.spec(width)}
+        spec |= {"norm3": norm.affine_spec(width), "cross": attention.spec(width)}
+        if cfg.image_width:
+            spec["cross"]["image"] = {name: spec["cross"][name] for name in ("k", "v", "norm_k")}
     return spec
 
 
@@ -46,81 +52,77 @@ def spec(cfg: DitConfig) -> dict:
     """Every weight of the transformer, blocks stacked."""
     width, cell = cfg.width, cfg.latent_channels * cfg.patch**2
     tree = {
-        "patch": dense.spec(cell, width, (None, "embed")),
-        "type": Leaf((3, width), (None, None), "normal", width**-0.5),
+        "patch": dense.spec(cell + cfg.condition_channels * cfg.patch**2, width, (None, "embed")),
         "time": {
             "in": dense.spec(cfg.freq, width, (None, "embed")),
             "out": dense.spec(width, width, ("embed", "embed")),
             "projection": dense.spec(width, 6 * width, ("embed", None)),
         },
         "blocks": stack(_block_spec(cfg), cfg.layers),
-        "audio": {"encoder": audio.encoder_spec(cfg), "injectors": audio.injector_spec(cfg)},
         "head": {
             "modulation": Leaf((2, width), (None, None), "normal", width**-0.5),
             "out": dense.spec(width, cell, ("embed", None), "zeros"),
         },
     }
-    if cfg.text_width:
-        tree["text"] = {
-            "in": dense.spec(cfg.text_width, width, (None, "embed")),
-            "out": dense.spec(width, width, ("embed", "embed")),
-        }
-    return tree
+    if cfg.audio_width:
+        tree["audio"] = {"encoder": audio.encoder_spec(cfg), "injectors": audio.injector_spec(cfg)}
+    return tree | condition.spec(cfg)
 
 
 def lay_out(p: dict, cfg: DitConfig) -> dict:
     """Checkpoint weights in the layout `cfg.layer_loop` runs: stacked for "scan", a tuple of layers for "unroll"."""
     if cfg.layer_loop == "scan":
         return p
-    injectors = kv.unstack(p["audio"]["injectors"], len(cfg.audio_inject))
-    return p | {"blocks": kv.unstack(p["blocks"], cfg.layers), "audio": p["audio"] | {"injectors": injectors}}
+    laid = p | {"blocks": kv.unstack(p["blocks"], cfg.layers)}
+    if "audio" in p:
+        laid["audio"] = p["audio"] | {"injectors": kv.unstack(p["audio"]["injectors"], len(cfg.audio_inject))}
+    return laid
 
 
 def gather(p: dict) -> dict:
     """The inverse of `lay_out`: blocks stacked, as checkpoints hold them."""
     if not isinstance(p["blocks"], tuple):
         return p
-    injectors = kv.stack(p["audio"]["injectors"])
-    return p | {"blocks": kv.stack(p["blocks"]), "audio": p["audio"] | {"injectors": injectors}}
+    stacked = p | {"blocks": kv.stack(p["blocks"])}
+    if "audio" in p:
+        stacked["audio"] = p["audio"] | {"injectors": kv.stack(p["audio"]["injectors"])}
+    return stacked
 
 
-def _time(p: dict, sigma: jax.Array, cfg: DitConfig) -> tuple[jax.Array, jax.Array]:
-    """Embedding e [B, G, D] and block modulation e0 [B, G, 6, D] of sigma [B, G], float32."""
-    e = dense.apply(p["in"], embed.sinusoid(sigma * TIMESTEPS, cfg.freq))
+def _time(p: dict, sigma: jax.Array | np.ndarray, cfg: DitConfig) -> tuple[jax.Array, jax.Array]:
+    """Embedding e [B, G, D] and block modulation e0 [B, G, 6, D] of sigma [B, G], float32 (section 1.3)."""
+    e = dense.apply(p["in"], jnp.asarray(embed.sinusoid(sigma * TIMESTEPS, cfg.freq)))
     e = dense.apply(p["out"], jax.nn.silu(e))
     e0 = dense.apply(p["projection"], jax.nn.silu(e))
     return e, e0.reshape(*e.shape[:-1], 6, cfg.width)
 
 
-def embed_text(p: dict, text: jax.Array) -> jax.Array:
-    """Encoder rows, zero-padded to text_tokens, to text tokens. [B, text_tokens, text_width] -> [.., D]."""
-    return dense.apply(p["text"]["out"], jax.nn.gelu(dense.apply(p["text"]["in"], text)))
+def _spread(rows: jax.Array, counts: Counts) -> jax.Array:
+    """One row a group to one row a token: [B, G, D] -> [B, S, D], or [B, 1, D] where one group has all tokens."""
+    if len(counts) == 1:
+        return rows
+    even = len(set(counts)) == 1
+    return jnp.repeat(rows, counts[0] if even else np.array(counts), 1, total_repeat_length=sum(counts))
 
 
-def _block(p: dict, x: jax.Array, e0: jax.Array, text: jax.Array | None, attend, state, cfg: DitConfig):
-    """One block over groups of tokens that share a timestep (section 1.4). x: [B, G, f, D]; e0: [B, G, 6, D]."""
-    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(p["modulation"] + e0, -2, 0)[..., None, :].astype(
-        jnp.float32
-    )  # each [B, G, 1, D]
-    batch, groups, tokens, width = x.shape
-
-    def flat(h: jax.Array) -> jax.Array:
-        return h.astype(x.dtype).reshape(batch, groups * tokens, width)
-
-    h = flat(norm.layer_norm(x, cfg.eps) * (1.0 + scale1) + shift1)
+def _block(
+    p: dict, x: jax.Array, e0: jax.Array, counts: Counts, memories: Any, attend: Callable, state: Any, cfg: DitConfig
+):
+    """One block (section 1.4). x: [B, S, D]; e0: [B, G, 6, D]; memories: text and image, if any."""
+    shift1, scale1, gate1, shift2, scale2, gate2 = (
+        _spread(row, counts) for row in jnp.moveaxis((p["modulation"] + e0).astype(jnp.float32), -2, 0)
+    )
+    h = (norm.layer_norm(x, cfg.eps) * (1.0 + scale1) + shift1).astype(x.dtype)
     q = attention.queries(p["self"], h, heads=cfg.heads, eps=cfg.eps)
     k, v = attention.keys_values(p["self"], h, heads=cfg.heads, eps=cfg.eps)
     mixed, state = attend(q, k, v, state)
-    y = x + gate1 * attention.output(p["self"], mixed).reshape(x.shape)
-    if text is not None:
-        h = flat(norm.layer_norm(y, cfg.eps) * p["norm3"]["scale"] + p["norm3"]["bias"])
-        k, v = attention.keys_values(p["cross"], text, heads=cfg.heads, eps=cfg.eps)
-        y = y + attention.cross(p["cross"], h, k, v, heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention).reshape(
-            x.shape
-        )
-    h = flat(norm.layer_norm(y, cfg.eps) * (1.0 + scale2) + shift2)
+    y = x + gate1 * attention.output(p["self"], mixed)
+    if memories:
+        h = norm.affine(p["norm3"], norm.layer_norm(y, cfg.eps)).astype(x.dtype)
+        y += attention.cross(p["cross"], h, memories, heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention)
+    h = (norm.layer_norm(y, cfg.eps) * (1.0 + scale2) + shift2).astype(x.dtype)
     h = dense.apply(p["ffn"]["out"], jax.nn.gelu(dense.apply(p["ffn"]["in"], h)))
-    return (y + gate2 * h.reshape(x.shape)).astype(x.dtype), state
+    return (y + gate2 * h).astype(x.dtype), state
 
 
 def _segments(cfg: DitConfig) -> list[tuple[int, int, int | None]]:
@@ -131,54 +133,92 @@ def _segments(cfg: DitConfig) -> list[tuple[int, int, int | None]]:
     return [*parts, (starts[-1], cfg.layers, None)] if starts[-1] < cfg.layers else parts
 
 
-def _denoise(p: dict, x: jax.Array, sigma: jax.Array, sound, text, attend, states, cfg: DitConfig):
-    """Patchified latents [B, F, f, C p p] at sigma [B, F] to the head's tokens, and the layers' new states."""
-    dtype = jnp.dtype(cfg.compute_dtype)
+def _run(
+    p: dict,
+    x: jax.Array,
+    sigma: jax.Array | np.ndarray,
+    counts: Counts,
+    *,
+    grid: tuple[int, int, int],
+    voices: tuple[audio.Voice, ...],
+    cross: Any,
+    attend: Callable,
+    states: Any,
+    cfg: DitConfig,
+) -> tuple[jax.Array, Any]:
+    """Tokens [B, S, D], the noisy ones (`grid` frames, rows, columns) first, to velocity and the layers' new states."""
+    frames, rows, columns = grid
+    noisy = frames * rows * columns
     e, e0 = _time(p["time"], sigma, cfg)
-    x = (dense.apply(p["patch"], x) + p["type"][NOISY]).astype(dtype)
+    x = x.astype(cfg.compute_dtype)
 
-    def body(x, weights, state):
-        return _block(weights, x, e0, text, attend, state, cfg)
+    def body(x, weights, memories, state):
+        return _block(weights, x, e0, counts, memories, attend, state, cfg)
 
+    def hear(x, injector):
+        spoken = x[:, :noisy].reshape(len(x), frames, rows * columns, -1)
+        spoken = audio.inject(kv.layer(p["audio"]["injectors"], injector), spoken, voices, cfg=cfg)
+        return jnp.concatenate([spoken.reshape(len(x), noisy, -1), x[:, noisy:]], 1)
+
+    cross = kv.nothing(p["blocks"]) if cross is None else cross
     parts = []
     for start, stop, injector in _segments(cfg):
-        x, new = kv.loop(body, x, p["blocks"], states, start=start, stop=stop)
+        x, new = kv.loop(body, x, p["blocks"], cross, states, start=start, stop=stop)
         parts.append(new)
-        if injector is not None:
-            x = audio.inject(kv.layer(p["audio"]["injectors"], injector), x, *sound, cfg=cfg)
-    shift, scale = jnp.moveaxis(p["head"]["modulation"] + e[..., None, :], -2, 0)[..., None, :]
-    y = norm.layer_norm(x, cfg.eps) * (1.0 + scale) + shift
-    return dense.apply(p["head"]["out"], y), kv.join(parts)
+        if injector is not None and voices:
+            x = hear(x, injector)
+    shift, scale = (_spread(row, counts) for row in jnp.moveaxis(p["head"]["modulation"] + e[..., None, :], -2, 0))
+    y = (norm.layer_norm(x, cfg.eps) * (1.0 + scale) + shift)[:, :noisy]
+    y = dense.apply(p["head"]["out"], y).astype(jnp.float32).reshape(len(y), frames, rows * columns, -1)
+    return embed.unpatchify(y, (rows, columns), cfg.patch), kv.join(parts)
 
 
-def prefill(
-    p: dict, reference: jax.Array, phase: Phase, text: jax.Array | None = None, *, cfg: DitConfig
-) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of the reference in every layer (section 1.9).
+def remember(p: dict, text: jax.Array, image: jax.Array | None = None, *, cfg: DitConfig) -> Any:
+    """Cross-attention keys and values of every layer, computed once a prompt.
+
+    Args:
+      p: weights in the layout that will run.
+      text: encoder rows of the prompt [B, n, text_width], n at most `text_tokens`; padded with zeros and attended
+        without a mask, as published (section 1.3).
+      image: CLIP rows [B, n, image_width], if the model has them.
+      cfg: transformer configuration.
+    """
+    rows = condition.embed_text(p, text, cfg).astype(cfg.compute_dtype)
+    seen = None if image is None else condition.embed_image(p, image).astype(cfg.compute_dtype)
+
+    def body(x, weights, _):
+        memories = (attention.keys_values(weights["cross"], rows, heads=cfg.heads, eps=cfg.eps),)
+        if seen is not None:
+            memories += (attention.keys_values(weights["cross"]["image"], seen, heads=cfg.heads, eps=cfg.eps),)
+        return x, memories
+
+    return kv.loop(body, (), p["blocks"], kv.nothing(p["blocks"]), start=0, stop=cfg.layers)[1]
+
+
+def prefill(p: dict, tokens: jax.Array, phase: Phase, cross: Any = None, *, cfg: DitConfig) -> Any:
+    """Keys and values of the condition tokens in every layer (section 1.9).
 
     Args:
       p: weights.
-      reference: latent of the portrait, [B, 1, h, w, C].
-      phase: its phases, [R, K/2] or [B, R, K/2], for attention among the reference tokens.
-      text: text tokens [B, text_tokens, D] or None.
+      tokens: from `condition.embed_reference` or `condition.embed_all`, [B, R, D].
+      phase: their phases, [R, K/2] or [B, R, K/2], for attention among themselves.
+      cross: from `remember`, or None.
       cfg: transformer configuration.
 
     Returns:
       keys before rotation and values, each [L, B, R, N, K] (a tuple of L when the layers are unrolled).
     """
-    chex.assert_shape(reference, (None, 1, None, None, cfg.latent_channels))
-    tokens = dense.apply(p["patch"], embed.patchify(reference, cfg.patch)) + p["type"][REFERENCE]
-    _, e0 = _time(p["time"], jnp.zeros(reference.shape[:2]), cfg)
+    _, e0 = _time(p["time"], np.zeros((1, 1)), cfg)
 
     def attend(q, k, v, _):
         return attention.attend(rotate(q, phase), rotate(k, phase), v, None, kernel=cfg.attention), (k, v)
 
-    def body(x, weights, state):
-        return _block(weights, x, e0, text, attend, state, cfg)
+    def body(x, weights, memories, state):
+        return _block(weights, x, e0, (tokens.shape[1],), memories, attend, state, cfg)
 
-    x = tokens.astype(cfg.compute_dtype)
-    nothing = () if not isinstance(p["blocks"], tuple) else ((),) * cfg.layers
-    return kv.loop(body, x, p["blocks"], nothing, start=0, stop=cfg.layers)[1]
+    nothing = kv.nothing(p["blocks"])
+    cross = nothing if cross is None else cross
+    return kv.loop(body, tokens.astype(cfg.compute_dtype), p["blocks"], cross, nothing, start=0, stop=cfg.layers)[1]
 
 
 def block_mask(blocks: int, window: int, tokens: int, reference: int) -> np.ndarray:
@@ -193,74 +233,120 @@ def block_mask(blocks: int, window: int, tokens: int, reference: int) -> np.ndar
     return np.repeat(mask, tokens, 0)
 
 
+def _grid(latent: jax.Array, cfg: DitConfig) -> tuple[int, int, int]:
+    return latent.shape[1], latent.shape[2] // cfg.patch, latent.shape[3] // cfg.patch
+
+
 def apply(
     p: dict,
     latent: jax.Array,
     sigma: jax.Array,
-    features: jax.Array,
-    reference: tuple[Any, Any],
+    reference: Any = None,
     *,
     phase: Phase,
-    reference_phases: Phase,
+    reference_phases: Phase = NOWHERE,
     mask: np.ndarray,
-    context: int,
-    text: jax.Array | None = None,
+    voices: tuple[audio.Voice, ...] = (),
+    cross: Any = None,
+    given: condition.Given | None = None,
     cfg: DitConfig,
 ) -> jax.Array:
-    """Velocity of a whole sequence under the block-causal mask: what training runs.
+    """Velocity of a whole sequence under a mask: what training runs.
 
     Args:
       p: weights.
       latent: noisy latents [B, F, h, w, C].
       sigma: noise level of each latent frame in 0..1, [B, F].
-      features: sound [B, context + 4F, layers, audio_width].
-      reference: keys and values from `prefill`.
+      reference: keys and values from `prefill`, or None.
       phase: phases of the video tokens, [S, K/2] or [B, S, K/2].
       reference_phases: phases of one copy of the reference a block, [blocks R, K/2] or with a batch axis.
-      mask: `block_mask`.
-      context: left context frames in `features`.
-      text: text tokens or None.
+      mask: bool [S, blocks R + S], as from `block_mask`.
+      voices: from `audio.encode`.
+      cross: from `remember`, or None.
+      given: what joins the noisy latents, or None.
       cfg: transformer configuration.
 
     Returns:
       v = noise - x0, [B, F, h, w, C], float32.
     """
-    chex.assert_rank([latent, sigma, features], [5, 2, 4])
+    chex.assert_rank([latent, sigma], [5, 2])
     chex.assert_equal_shape_prefix([latent, sigma], 2)
-    chex.assert_axis_dimension(features, 1, context + 4 * latent.shape[1])
     copies = mask.shape[1] - mask.shape[0]
-    sound = audio.encode(p["audio"]["encoder"], features, context=context, cfg=cfg)
 
     def attend(q, k, v, state):
-        held_k, held_v = state
-        repeat = copies // held_k.shape[1]
-        keys = jnp.concatenate([rotate(jnp.tile(held_k, (1, repeat, 1, 1)), reference_phases), rotate(k, phase)], 1)
-        values = jnp.concatenate([jnp.tile(held_v, (1, repeat, 1, 1)), v], 1)
+        keys, values = rotate(k, phase), v
+        if copies:
+            held_k, held_v = (jnp.tile(held, (1, copies // held.shape[1], 1, 1)) for held in state)
+            keys = jnp.concatenate([rotate(held_k, reference_phases), keys], 1)
+            values = jnp.concatenate([held_v, values], 1)
         return attention.attend(rotate(q, phase), keys, values, jnp.asarray(mask)[None, None], kernel=cfg.attention), ()
 
-    tokens = embed.patchify(latent, cfg.patch)
-    y, _ = _denoise(p, tokens, sigma, sound, text, attend, reference, cfg)
-    grid = (latent.shape[2] // cfg.patch, latent.shape[3] // cfg.patch)
-    return embed.unpatchify(y.astype(jnp.float32), grid, cfg.patch)
+    grid = _grid(latent, cfg)
+    counts = (grid[1] * grid[2],) * grid[0]
+    states = kv.nothing(p["blocks"]) if reference is None else reference
+    x = condition.embed_noisy(p, latent, given, cfg)
+    return _run(
+        p, x, sigma, counts, grid=grid, voices=voices, cross=cross, attend=attend, states=states, cfg=cfg
+    )[0]  # fmt: skip
 
 
-def encode_sound(p: dict, features: jax.Array, *, context: int, cfg: DitConfig) -> tuple[jax.Array, jax.Array]:
-    """The sound tokens of a block, computed once for all of its steps; see `audio.encode`."""
-    return audio.encode(p["audio"]["encoder"], features, context=context, cfg=cfg)
+def apply_joint(
+    p: dict,
+    latent: jax.Array,
+    sigma: jax.Array,
+    tokens: jax.Array | None = None,
+    *,
+    phase: Phase,
+    tokens_phase: Phase | None = None,
+    voices: tuple[audio.Voice, ...] = (),
+    cross: Any = None,
+    given: condition.Given | None = None,
+    cfg: DitConfig,
+) -> jax.Array:
+    """Velocity where every token sees every other: Wan's bidirectional models and the teacher (section 16).
+
+    Args:
+      p: weights.
+      latent: noisy latents [B, F, h, w, C].
+      sigma: noise level of each latent frame, [B, F]; condition tokens stand at 0.
+      tokens: condition tokens [B, R, D], or None.
+      phase: phases of the video tokens, [S, K/2].
+      tokens_phase: phases of the condition tokens, [R, K/2].
+      voices, cross, given, cfg: as in `apply`.
+
+    Returns:
+      v = noise - x0, [B, F, h, w, C], float32.
+    """
+    chex.assert_rank([latent, sigma], [5, 2])
+    x, grid = condition.embed_noisy(p, latent, given, cfg), _grid(latent, cfg)
+    counts = (grid[1] * grid[2],) * grid[0]
+    if tokens is not None and tokens_phase is not None:
+        x, counts = jnp.concatenate([x, tokens], 1), (*counts, tokens.shape[1])
+        sigma = jnp.concatenate([sigma, jnp.zeros_like(sigma[:, :1])], 1)
+        phase = join(phase, tokens_phase)
+
+    def attend(q, k, v, _):
+        return attention.attend(rotate(q, phase), rotate(k, phase), v, None, kernel=cfg.attention), ()
+
+    nothing = kv.nothing(p["blocks"])
+    return _run(
+        p, x, sigma, counts, grid=grid, voices=voices, cross=cross, attend=attend, states=nothing, cfg=cfg
+    )[0]  # fmt: skip
 
 
 def apply_block(
     p: dict,
     cache: Any,
     latent: jax.Array,
-    sigma: jax.Array,
-    sound: tuple[jax.Array, jax.Array],
+    sigma: np.ndarray | np.floating | jax.Array,
     *,
     phase: Phase,
     reference_phase: Phase,
-    slot: jax.Array,
-    blocks: jax.Array,
-    text: jax.Array | None = None,
+    slots: jax.Array,
+    filled: jax.Array,
+    voices: tuple[audio.Voice, ...] = (),
+    cross: Any = None,
+    given: condition.Given | None = None,
     cfg: DitConfig,
 ) -> tuple[Any, jax.Array]:
     """Velocity of one block over the memory: what streaming runs.
@@ -269,27 +355,26 @@ def apply_block(
       p: weights from `lay_out`.
       cache: one `KVCache` a layer.
       latent: noisy latents of the block [B, F, h, w, C].
-      sigma: its noise level, float32 [].
-      sound: from `encode_sound`.
+      sigma: its noise level, [].
       phase: phases of the block's tokens, [S, K/2].
-      reference_phase: phases of the reference at its rolled position, [R, K/2].
-      slot: int32 [], ring slot of this block.
-      blocks: int32 [], filled ring slots, this block included.
-      text: text tokens or None.
-      cfg: transformer configuration.
+      reference_phase: phases of the condition tokens, the reference at its rolled position, [R, K/2].
+      slots: int32 [n], ring places of this block, see `kv.commit`.
+      filled: int32 [], ring tokens that hold something, this block included.
+      voices, cross, given, cfg: as in `apply`.
 
     Returns:
       the memory with this block's keys and values at this noise level, and v [B, F, h, w, C], float32.
     """
-
-    chex.assert_rank([latent, sigma, slot, blocks], [5, 0, 0, 0])
+    chex.assert_rank([latent, slots, filled], [5, 1, 0])
 
     def attend(q, k, v, layer: kv.KVCache):
-        layer = kv.commit(layer, rotate(k, phase), v, slot=slot, reference=reference_phase)
-        seen = kv.readable(layer, blocks * k.shape[1])
+        layer = kv.commit(layer, rotate(k, phase), v, slots=slots, reference=reference_phase)
+        seen = kv.readable(layer, filled)
         return attention.attend(rotate(q, phase), layer.k, layer.v, seen, kernel=cfg.attention), layer
 
-    sigmas = jnp.broadcast_to(sigma, latent.shape[:2])
-    y, cache = _denoise(p, embed.patchify(latent, cfg.patch), sigmas, sound, text, attend, cache, cfg)
-    grid = (latent.shape[2] // cfg.patch, latent.shape[3] // cfg.patch)
-    return cache, embed.unpatchify(y.astype(jnp.float32), grid, cfg.patch)
+    x, grid = condition.embed_noisy(p, latent, given, cfg), _grid(latent, cfg)
+    level = sigma.reshape(1, 1)  # one group: the whole block shares it
+    v, cache = _run(
+        p, x, level, (x.shape[1],), grid=grid, voices=voices, cross=cross, attend=attend, states=cache, cfg=cfg
+    )
+    return cache, v

@@ -1,12 +1,17 @@
 """Multi-head attention over weight dicts; the kernel is a name in the configuration, never chosen silently."""
 
+import functools
+from collections.abc import Iterable
+
 import jax
+import jax.numpy as jnp
 
 from avatar_jax.core.spec import Leaf
 from avatar_jax.kernels import reference
 from avatar_jax.nn import dense, norm
 
 KERNELS = ("reference", "xla")
+Memory = tuple[jax.Array, jax.Array]
 
 
 def resolve(name: str, platform: str) -> str:
@@ -62,8 +67,7 @@ def output(p: dict, mixed: jax.Array) -> jax.Array:
     return dense.apply(p["o"], mixed.reshape(*mixed.shape[:-2], -1))
 
 
-def cross(
-    p: dict, x: jax.Array, keys: jax.Array, values: jax.Array, *, heads: int, eps: float, kernel: str
-) -> jax.Array:
-    """Attention of x [B, S, D] over given keys and values [B, W, N, K], projected."""
-    return output(p, attend(queries(p, x, heads=heads, eps=eps), keys, values, None, kernel=kernel))
+def cross(p: dict, x: jax.Array, memories: Iterable[Memory], *, heads: int, eps: float, kernel: str) -> jax.Array:
+    """Attention of x [B, S, D] over each memory (keys and values [B, W, N, K]) by itself, summed, then projected."""
+    q = queries(p, x, heads=heads, eps=eps)
+    return output(p, functools.reduce(jnp.add, (attend(q, k, v, None, kernel=kernel) for k, v in memories)))

@@ -29,24 +29,35 @@ def empty(reference_k: jax.Array, reference_v: jax.Array, slots: int) -> KVCache
     return KVCache(jnp.concatenate([reference_k, free], 1), jnp.concatenate([reference_v, free], 1), reference_k)
 
 
-def commit(cache: KVCache, k: jax.Array, v: jax.Array, *, slot: jax.Array, reference: Phase) -> KVCache:
-    """Writes a block's rotated keys and its values into ring slot `slot`, and turns the reference to its position.
+def refill(cache: KVCache, reference_k: jax.Array, reference_v: jax.Array) -> KVCache:
+    """The same ring behind another reference [B, R, N, K]; its keys are turned at the next `commit`."""
+    start = (0, 0, 0, 0)
+    return KVCache(cache.k, jax.lax.dynamic_update_slice(cache.v, reference_v, start), reference_k)
+
+
+def commit(cache: KVCache, k: jax.Array, v: jax.Array, *, slots: jax.Array, reference: Phase) -> KVCache:
+    """Writes a block's rotated keys and its values into the ring, and turns the reference to its position.
 
     Args:
       cache: the layer's memory.
       k: [B, S, N, K], rotated.
       v: [B, S, N, K].
-      slot: int32 [], ring slot.
+      slots: int32 [n]: the block is cut into n equal pieces, and piece i goes to the i-th of these places, counted in
+        pieces. One piece where blocks fill the ring evenly; one a latent frame where they do not.
       reference: phases of the reference's current position, [R, K/2].
     """
-    held, tokens = cache.reference_k.shape[1], k.shape[1]
-    at = (0, held + slot * tokens, 0, 0)
-    keys = jax.lax.dynamic_update_slice(cache.k, rotate(cache.reference_k, reference), (0, 0, 0, 0))
-    keys, values = jax.lax.dynamic_update_slice(keys, k, at), jax.lax.dynamic_update_slice(cache.v, v, at)
+    held, pieces = cache.reference_k.shape[1], slots.shape[0]
+    keys, values, piece = cache.k, cache.v, k.shape[1] // pieces
+    if held:
+        keys = jax.lax.dynamic_update_slice(keys, rotate(cache.reference_k, reference), (0, 0, 0, 0))
+    for i in range(pieces):
+        at, part = (0, held + slots[i] * piece, 0, 0), slice(i * piece, (i + 1) * piece)
+        keys = jax.lax.dynamic_update_slice(keys, k[:, part], at)
+        values = jax.lax.dynamic_update_slice(values, v[:, part], at)
     return KVCache(keys, values, cache.reference_k)
 
 
-def readable(cache: KVCache, tokens: int) -> jax.Array:
+def readable(cache: KVCache, tokens: jax.Array) -> jax.Array:
     """Which keys hold something when `tokens` ring tokens are filled: bool [1, 1, 1, R + slots]."""
     return (jnp.arange(cache.k.shape[1]) < cache.reference_k.shape[1] + tokens)[None, None, None]
 
@@ -66,16 +77,13 @@ def stack(layers: tuple) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
 
-def loop(
-    body: Callable[[Any, Any, Any], tuple[Any, Any]],
-    x: Any,
-    weights: Any,
-    states: Any,
-    *,
-    start: int,
-    stop: int,
-) -> tuple[Any, Any]:
-    """Runs layers start..stop: `body(x, weights, state) -> (x, new state)`.
+def nothing(weights: Any) -> Any:
+    """A state without content, in the layout of `weights`."""
+    return ((),) * len(weights) if isinstance(weights, tuple) else ()
+
+
+def loop(body: Callable[..., tuple[Any, Any]], x: Any, weights: Any, *states: Any, start: int, stop: int):
+    """Runs layers start..stop: `body(x, weights, *states) -> (x, new state)`, each with its own slice of them.
 
     Stacked weights and states are scanned; tuples of layers are unrolled.
 
@@ -85,10 +93,10 @@ def loop(
     if isinstance(weights, tuple):
         new = []
         for index in range(start, stop):
-            x, state = body(x, weights[index], layer(states, index))
+            x, state = body(x, weights[index], *(layer(tree, index) for tree in states))
             new.append(state)
         return x, tuple(new)
-    part = jax.tree.map(lambda leaf: leaf[start:stop], (weights, states))
+    part = jax.tree.map(lambda leaf: leaf[start:stop], (weights, *states))
     return jax.lax.scan(lambda carry, xs: body(carry, *xs), x, part)
 
 

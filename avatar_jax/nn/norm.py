@@ -5,12 +5,24 @@ import jax.numpy as jnp
 
 from avatar_jax.core.spec import Leaf
 
+TORCH_EPS = 1e-5  # the default of the published sources' library, where they do not say
+
 
 def layer_norm(x: jax.Array, eps: float) -> jax.Array:
     """LayerNorm over the last axis without affine terms, biased variance; float32 out. x: [..., D]."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+
+
+def affine_spec(width: int) -> dict[str, Leaf]:
+    """Scale and bias of a LayerNorm over `width` channels."""
+    return {"scale": Leaf((width,), (None,), "ones"), "bias": Leaf((width,), (None,), "zeros")}
+
+
+def affine(p: dict, normed: jax.Array) -> jax.Array:
+    """A LayerNorm's learned part, after `layer_norm`. normed: [..., D]."""
+    return normed * p["scale"] + p["bias"]
 
 
 def rms_spec(width: int) -> dict[str, Leaf]:

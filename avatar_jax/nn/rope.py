@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Positions = jax.Array | np.ndarray
+
 
 class Phase(NamedTuple):
     """Cosine and sine of every token's angles, float32 [S, K/2] or [B, S, K/2]."""
@@ -25,7 +27,7 @@ def pairs(head_size: int) -> tuple[int, int, int]:
     return head_size // 2 - 2 * space, space, space
 
 
-def _angles(positions: jax.Array | np.ndarray, channels: int, theta: float) -> jax.Array | np.ndarray:
+def _angles(positions: Positions, channels: int, theta: float) -> Positions:
     """Position times theta^(-j / channels). positions: [...] -> [..., channels]."""
     frequency = theta ** (-np.arange(channels) / channels)
     if isinstance(positions, np.ndarray):
@@ -33,27 +35,38 @@ def _angles(positions: jax.Array | np.ndarray, channels: int, theta: float) -> j
     return positions[..., None] * jnp.asarray(frequency, jnp.float32)
 
 
-def grid_phase(times: jax.Array | np.ndarray, grid: tuple[int, int], *, head_size: int, theta: float) -> Phase:
-    """Phases of every token of the frames at `times`, frame-major, then row, then column.
+def phase_at(times: Positions, rows: Positions, columns: Positions, *, head_size: int, theta: float) -> Phase:
+    """Phases of the tokens of a box, frame-major, then row, then column.
 
     Args:
       times: latent-frame positions, [F] or [B, F]; numpy for exact host phases, jax inside a program.
-      grid: token rows and columns of one frame.
+      rows: row positions, [h].
+      columns: column positions, [w].
       head_size: channels of a head.
       theta: base of the frequencies.
     """
     xp = np if isinstance(times, np.ndarray) else jnp
-    rows, columns = grid
     time, row, column = pairs(head_size)
     parts = (
         _angles(times, time, theta)[..., :, None, None, :],
-        _angles(np.arange(rows), row, theta)[:, None, :],
-        _angles(np.arange(columns), column, theta)[None, :, :],
+        _angles(rows, row, theta)[:, None, :],
+        _angles(columns, column, theta)[None, :, :],
     )
-    full = (*times.shape, rows, columns)
+    full = (*times.shape, *rows.shape, *columns.shape)
     angles = xp.concatenate([xp.broadcast_to(part, (*full, part.shape[-1])) for part in parts], -1)
     angles = angles.reshape(*times.shape[:-1], -1, head_size // 2)
     return Phase(xp.cos(angles).astype(np.float32), xp.sin(angles).astype(np.float32))
+
+
+def grid_phase(times: Positions, grid: tuple[int, int], *, head_size: int, theta: float) -> Phase:
+    """`phase_at` over whole frames of `grid` rows and columns."""
+    return phase_at(times, np.arange(grid[0]), np.arange(grid[1]), head_size=head_size, theta=theta)
+
+
+def join(*phases: Phase) -> Phase:
+    """Phases of token sequences put one after the other."""
+    xp = np if all(isinstance(phase.cos, np.ndarray) for phase in phases) else jnp
+    return Phase(*(xp.concatenate(side, -2) for side in zip(*phases, strict=True)))
 
 
 def rotate(x: jax.Array, phase: Phase) -> jax.Array:

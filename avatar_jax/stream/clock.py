@@ -45,6 +45,7 @@ def phases(block: int, cfg: Config) -> tuple[rope.Phase, rope.Phase]:
     return grid_phase(times(block, cfg), cfg), grid_phase(reference_time(block, cfg), cfg)
 
 
-def slot(block: int, cfg: Config) -> tuple[int, int]:
-    """Ring slot of a block and how many slots are filled once it is written."""
-    return block % cfg.stream.window_blocks, min(block + 1, cfg.stream.window_blocks)
+def place(block: int, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Ring slot of a block, int32 [1], and how many ring tokens hold something once it is written, int32 []."""
+    window, tokens = cfg.stream.window_blocks, cfg.stream.block_latents * cfg.tokens_per_frame
+    return np.array([block % window], np.int32), np.array(min(block + 1, window) * tokens, np.int32)

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avatar_jax.core.config import Config
 from avatar_jax.diffusion import flow, schedule
-from avatar_jax.models import dit, vae
+from avatar_jax.models import audio, condition, dit, vae
 from avatar_jax.nn import kv
 from avatar_jax.stream import clock
 from avatar_jax.stream.state import BlockInput, StreamState, Weights
@@ -17,11 +18,12 @@ from avatar_jax.stream.state import BlockInput, StreamState, Weights
 
 def _memory(p: dict, reference: jax.Array, cfg: Config) -> Any:
     """One memory with nothing but the reference [B, 1, h, w, C] in it."""
-    held = dit.prefill(p, reference, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
+    tokens = condition.embed_reference(p, reference, cfg.dit)
+    held = dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
     slots = cfg.stream.window_blocks * cfg.stream.block_latents * cfg.tokens_per_frame
     if isinstance(p["blocks"], tuple):
         return tuple(kv.empty(k, v, slots) for k, v in held)
-    return jax.vmap(kv.empty, (0, 0, None))(*held, slots)
+    return jax.vmap(functools.partial(kv.empty, slots=slots))(*held)
 
 
 def start(weights: Weights, reference: jax.Array, *, cfg: Config) -> StreamState:
@@ -48,21 +50,22 @@ def denoise(p: dict, caches: tuple[Any, ...], block: BlockInput, *, cfg: Config)
     Returns:
       the memories with this block committed, and its latents [B, F, h, w, C].
     """
-    sound = dit.encode_sound(p, block.features, context=cfg.stream.audio_context, cfg=cfg.dit)
+    voice = audio.encode(p["audio"]["encoder"], block.features, context=cfg.stream.audio_context, cfg=cfg.dit)
     at = {
+        "voices": (voice,),
         "phase": block.phase,
         "reference_phase": block.reference_phase,
-        "slot": block.slot,
-        "blocks": block.blocks,
+        "slots": block.slots,
+        "filled": block.filled,
     }
     levels = schedule.sigmas(cfg.stream.steps, cfg.stream.shift)
     memories, x = list(caches), block.noise
     for step, (level, below) in enumerate(itertools.pairwise(levels)):
         memory = step % len(memories)
-        memories[memory], v = dit.apply_block(p, memories[memory], x, jnp.float32(level), sound, **at, cfg=cfg.dit)
+        memories[memory], v = dit.apply_block(p, memories[memory], x, level, **at, cfg=cfg.dit)
         x = flow.euler(x, v, level, below)
     if cfg.stream.history == "clean":
-        memories[0], _ = dit.apply_block(p, memories[0], x, jnp.float32(0.0), sound, **at, cfg=cfg.dit)
+        memories[0], _ = dit.apply_block(p, memories[0], x, np.float32(0.0), **at, cfg=cfg.dit)
     return tuple(memories), x
 
 

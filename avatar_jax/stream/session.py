@@ -105,15 +105,15 @@ class Session:
         heard = np.concatenate([self._context, np.asarray(features)])
         self._context = heard[-cfg.stream.audio_context :]
         phase, reference_phase = clock.phases(self._blocks, cfg)
-        slot, filled = clock.slot(self._blocks, cfg)
+        slots, filled = clock.place(self._blocks, cfg)
         shape = (1, cfg.stream.block_latents, *cfg.latent_size, cfg.vae.latent_channels)
         inputs = BlockInput(
             features=jnp.asarray(heard)[None, :, None],
             noise=jax.random.normal(jax.random.fold_in(self._key, self._blocks), shape),
             phase=phase,
             reference_phase=reference_phase,
-            slot=jnp.int32(slot),
-            blocks=jnp.int32(filled),
+            slots=jnp.asarray(slots),
+            filled=jnp.asarray(filled),
         )
         self._state, frames = self._avatar.block(self._avatar.weights, self._state, inputs)
         self._blocks += 1

@@ -29,8 +29,8 @@ class BlockInput:
     noise: jax.Array  # [B, F, h, w, C]
     phase: Phase  # of the block's tokens
     reference_phase: Phase
-    slot: jax.Array  # int32 []
-    blocks: jax.Array  # int32 [], filled ring slots with this one
+    slots: jax.Array  # int32 [1], ring slot of this block
+    filled: jax.Array  # int32 [], ring tokens that hold something, this block included
 
 
 @flax.struct.dataclass

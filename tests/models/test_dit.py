@@ -9,7 +9,7 @@ import pytest
 
 from avatar_jax.core import spec
 from avatar_jax.core.config import Config, validate
-from avatar_jax.models import dit
+from avatar_jax.models import audio, condition, dit
 from avatar_jax.nn import kv, rope
 from avatar_jax.stream import clock
 from configs.tiny import get_config
@@ -47,7 +47,12 @@ def inputs_of(cfg: Config) -> dict:
 
 
 def _held(p: dict, given: dict, cfg: Config):
-    return dit.prefill(p, given["reference"], clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
+    tokens = condition.embed_reference(p, given["reference"], cfg.dit)
+    return dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
+
+
+def _voice(p: dict, features: jax.Array, cfg: Config) -> audio.Voice:
+    return audio.encode(p["audio"]["encoder"], features, context=cfg.stream.audio_context, cfg=cfg.dit)
 
 
 def whole(p: dict, given: dict, cfg: Config) -> jax.Array:
@@ -56,8 +61,8 @@ def whole(p: dict, given: dict, cfg: Config) -> jax.Array:
     tokens = cfg.tokens_per_frame
     mask = dit.block_mask(BLOCKS, cfg.stream.window_blocks, cfg.stream.block_latents * tokens, tokens)
     return dit.apply(
-        p, given["latent"], given["sigma"], given["features"], _held(p, given, cfg),
-        phase=phase, reference_phases=ahead, mask=mask, context=cfg.stream.audio_context, cfg=cfg.dit,
+        p, given["latent"], given["sigma"], _held(p, given, cfg),
+        phase=phase, reference_phases=ahead, mask=mask, voices=(_voice(p, given["features"], cfg),), cfg=cfg.dit,
     )  # fmt: skip
 
 
@@ -70,12 +75,11 @@ def streamed(p: dict, given: dict, cfg: Config, first: int = 0) -> jax.Array:
     for block in range(BLOCKS):
         frames = slice(block * length, (block + 1) * length)
         heard = given["features"][:, 4 * frames.start : cfg.stream.audio_context + 4 * frames.stop]
-        sound = dit.encode_sound(p, heard, context=cfg.stream.audio_context, cfg=cfg.dit)
         phase, ahead = clock.phases(first + block, cfg)
-        slot, filled = clock.slot(block, cfg)
+        slots, filled = clock.place(block, cfg)
         cache, v = dit.apply_block(
-            p, cache, given["latent"][:, frames], given["sigma"][0, frames.start], sound,
-            phase=phase, reference_phase=ahead, slot=jnp.int32(slot), blocks=jnp.int32(filled), cfg=cfg.dit,
+            p, cache, given["latent"][:, frames], given["sigma"][0, frames.start], voices=(_voice(p, heard, cfg),),
+            phase=phase, reference_phase=ahead, slots=jnp.asarray(slots), filled=jnp.asarray(filled), cfg=cfg.dit,
         )  # fmt: skip
         out.append(v)
     return jnp.concatenate(out, 1)

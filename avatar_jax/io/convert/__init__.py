@@ -1,0 +1,1 @@
+"""From published checkpoints to this project's weights: files, rename tables, coverage."""
