@@ -16,7 +16,7 @@ from avatar_jax.core import spec
 from avatar_jax.data import latents
 from avatar_jax.diffusion import flow
 from avatar_jax.io import weights as weight_files
-from avatar_jax.models import audio, condition, dit, mel
+from avatar_jax.models import audio, condition, dit, mask, mel
 from avatar_jax.nn import rope
 from avatar_jax.stream import clock
 from infer import door
@@ -90,7 +90,7 @@ def loss_fn(p: dict, batch: dict[str, jax.Array], key: jax.Array, *, cfg: config
         held,
         phase=phase,
         reference_phases=ahead,
-        mask=dit.block_mask(blocks, cfg.stream.window_blocks, length * per_frame, per_frame),
+        mask=mask.with_reference(blocks, cfg.stream.window_blocks, length * per_frame, per_frame),
         voices=(voice,),
         cfg=cfg.dit,
     )

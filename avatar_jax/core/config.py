@@ -102,6 +102,36 @@ class DitConfig:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
+class Umt5Config:
+    """UMT5 text encoder."""
+
+    vocabulary: int
+    width: int
+    attention_width: int
+    heads: int
+    layers: int
+    ffn: int
+    buckets: int  # of relative positions, both directions
+    reach: int  # distance at which the buckets end
+    eps: float
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Wav2Vec2Config:
+    """wav2vec 2.0 encoder in its "stable layer norm" form (XLSR)."""
+
+    audio_hz: int
+    convolutions: tuple[tuple[int, int, int], ...]  # channels, kernel, stride
+    width: int
+    heads: int
+    layers: int
+    ffn: int
+    position_kernel: int
+    position_groups: int
+    eps: float
+
+
+@dataclasses.dataclass(unsafe_hash=True)
 class StreamConfig:
     """Block autoregression. Lengths in latent frames unless named otherwise."""
 

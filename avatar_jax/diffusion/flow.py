@@ -32,6 +32,11 @@ def clean(x: Array, v: Array, sigma: Like) -> Array:
     return x - sigma * v
 
 
+def velocity_to(x: Array, x0: Array, sigma: Like) -> Array:
+    """Equation (3) solved for the velocity: the one that points from `x` at `sigma` to `x0`."""
+    return (x - x0) / sigma
+
+
 def shift(u: Any, s: float) -> Any:
     """Equation (4): moves uniform times u in [0, 1], of any array type, towards noise for s > 1."""
     return s * u / (1.0 + (s - 1.0) * u)

@@ -221,18 +221,6 @@ def prefill(p: dict, tokens: jax.Array, phase: Phase, cross: Any = None, *, cfg:
     return kv.loop(body, tokens.astype(cfg.compute_dtype), p["blocks"], cross, nothing, start=0, stop=cfg.layers)[1]
 
 
-def block_mask(blocks: int, window: int, tokens: int, reference: int) -> np.ndarray:
-    """Who may look where when whole: bool [S, blocks R + S] over `blocks` copies of the reference, then the video.
-
-    A query of block b sees its own copy of the reference and blocks b - window + 1 .. b.
-    """
-    block = np.arange(blocks)
-    own = block[:, None] == block[None, :]
-    recent = (block[:, None] >= block[None, :]) & (block[:, None] - block[None, :] < window)
-    mask = np.concatenate([np.repeat(own, reference, 1), np.repeat(recent, tokens, 1)], 1)
-    return np.repeat(mask, tokens, 0)
-
-
 def _grid(latent: jax.Array, cfg: DitConfig) -> tuple[int, int, int]:
     return latent.shape[1], latent.shape[2] // cfg.patch, latent.shape[3] // cfg.patch
 
@@ -260,7 +248,7 @@ def apply(
       reference: keys and values from `prefill`, or None.
       phase: phases of the video tokens, [S, K/2] or [B, S, K/2].
       reference_phases: phases of one copy of the reference a block, [blocks R, K/2] or with a batch axis.
-      mask: bool [S, blocks R + S], as from `block_mask`.
+      mask: bool [S, blocks R + S], from `mask`.
       voices: from `audio.encode`.
       cross: from `remember`, or None.
       given: what joins the noisy latents, or None.

@@ -11,7 +11,12 @@ def spec(inputs: int, outputs: int, axes: tuple[str | None, str | None], init: s
     return {"w": Leaf((inputs, outputs), axes, init), "b": Leaf((outputs,), (axes[1],), "zeros")}
 
 
+def matrix_spec(inputs: int, outputs: int, axes: tuple[str | None, str | None]) -> dict[str, Leaf]:
+    """Spec of y = x W."""
+    return {"w": Leaf((inputs, outputs), axes)}
+
+
 def apply(p: dict, x: jax.Array) -> jax.Array:
-    """y = x W + b. x: [..., in] -> [..., out] in x's dtype."""
+    """y = x W + b, or x W without a "b". x: [..., in] -> [..., out] in x's dtype."""
     y = jnp.matmul(x, p["w"].astype(x.dtype), preferred_element_type=jnp.float32)
-    return (y + p["b"]).astype(x.dtype)
+    return (y + p["b"] if "b" in p else y).astype(x.dtype)

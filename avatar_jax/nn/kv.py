@@ -10,6 +10,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avatar_jax.nn.rope import Phase, rotate
 
@@ -27,6 +28,11 @@ def empty(reference_k: jax.Array, reference_v: jax.Array, slots: int) -> KVCache
     """A layer's memory holding the reference [B, R, N, K] and `slots` free tokens."""
     free = jnp.zeros((reference_k.shape[0], slots, *reference_k.shape[2:]), reference_k.dtype)
     return KVCache(jnp.concatenate([reference_k, free], 1), jnp.concatenate([reference_v, free], 1), reference_k)
+
+
+def places(times: np.ndarray, capacity: int, sink: int) -> np.ndarray:
+    """Ring places of latent frames: the first `sink` stay for ever, the newest `capacity - sink` take turns, int32."""
+    return np.where(times < sink, times, sink + (times - sink) % (capacity - sink)).astype(np.int32)
 
 
 def refill(cache: KVCache, reference_k: jax.Array, reference_v: jax.Array) -> KVCache:
@@ -82,7 +88,9 @@ def nothing(weights: Any) -> Any:
     return ((),) * len(weights) if isinstance(weights, tuple) else ()
 
 
-def loop(body: Callable[..., tuple[Any, Any]], x: Any, weights: Any, *states: Any, start: int, stop: int):
+def loop(
+    body: Callable[..., tuple[Any, Any]], x: Any, weights: Any, *states: Any, start: int, stop: int
+) -> tuple[Any, Any]:
     """Runs layers start..stop: `body(x, weights, *states) -> (x, new state)`, each with its own slice of them.
 
     Stacked weights and states are scanned; tuples of layers are unrolled.

@@ -1,6 +1,7 @@
 """The oracle identity of the transformer: streaming over a ring equals the whole sequence under the mask."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from avatar_jax.core import spec
 from avatar_jax.core.config import Config, validate
-from avatar_jax.models import audio, condition, dit
+from avatar_jax.models import audio, condition, dit, mask
 from avatar_jax.nn import kv, rope
 from avatar_jax.stream import clock
 from configs.tiny import get_config
@@ -59,10 +60,10 @@ def whole(p: dict, given: dict, cfg: Config) -> jax.Array:
     parts = [clock.phases(block, cfg) for block in range(BLOCKS)]
     phase, ahead = (rope.Phase(*map(np.concatenate, zip(*side, strict=True))) for side in zip(*parts, strict=True))
     tokens = cfg.tokens_per_frame
-    mask = dit.block_mask(BLOCKS, cfg.stream.window_blocks, cfg.stream.block_latents * tokens, tokens)
+    seen = mask.with_reference(BLOCKS, cfg.stream.window_blocks, cfg.stream.block_latents * tokens, tokens)
     return dit.apply(
         p, given["latent"], given["sigma"], _held(p, given, cfg),
-        phase=phase, reference_phases=ahead, mask=mask, voices=(_voice(p, given["features"], cfg),), cfg=cfg.dit,
+        phase=phase, reference_phases=ahead, mask=seen, voices=(_voice(p, given["features"], cfg),), cfg=cfg.dit,
     )  # fmt: skip
 
 
@@ -70,7 +71,11 @@ def streamed(p: dict, given: dict, cfg: Config, first: int = 0) -> jax.Array:
     held, length = _held(p, given, cfg), cfg.stream.block_latents
     slots = cfg.stream.window_blocks * length * cfg.tokens_per_frame
     layered = isinstance(held[0][0], jax.Array) and isinstance(p["blocks"], tuple)
-    cache = tuple(kv.empty(k, v, slots) for k, v in held) if layered else jax.vmap(kv.empty, (0, 0, None))(*held, slots)
+    cache = (
+        tuple(kv.empty(k, v, slots) for k, v in held)
+        if layered
+        else jax.vmap(functools.partial(kv.empty, slots=slots))(*held)
+    )
     out = []
     for block in range(BLOCKS):
         frames = slice(block * length, (block + 1) * length)

@@ -151,7 +151,9 @@ def variants(case: Case) -> dict[str, float]:
 def causal_block(case: Case) -> dict[str, float]:
     """Every run of the case against its exact-rotary outputs, and the variants."""
     worst = variants(case)
-    for name in ("single_default", "single_online", "tpp"):
+    runs = [path.stem.removesuffix("_exactrope") for path in sorted(case.folder.glob("*_exactrope.safetensors"))]
+    assert runs, f"{case.folder}: no run to compare with"
+    for name in runs:
         io, exact = case.tensors(name), case.tensors(f"{name}_exactrope")
         outputs, _ = roll(case, io)
         worst |= case.worst({key: ours for key, ours in outputs.items() if key in exact}, f"{name}_exactrope")

@@ -7,6 +7,7 @@ import numpy as np
 
 from avatar_jax.core.config import DitConfig
 from avatar_jax.io.convert import table, wan
+from avatar_jax.io.convert.published import Tensors
 from avatar_jax.models import condition, dit, inpaint
 from avatar_jax.nn import rope
 from tests.published.case import Case, Outputs, frames_first, frames_last
@@ -71,3 +72,10 @@ def image_to_video_clip(case: Case) -> dict[str, float]:
         "img_emb": condition.embed_image(p, jnp.asarray(io["clip_fea"])),
     }
     return case.worst(outputs)
+
+
+def sound_only(about: dict[str, Any]) -> DitConfig:
+    """The configuration of a case that holds nothing but the audio modules."""
+    base = {"patch_size": [1, 2, 2], "in_dim": 16, "out_dim": 16, "ffn_dim": 1, "freq_dim": 2, "text_len": 1}
+    described = {"model_type": "s2v", "num_layers": 1, "eps": 1e-6, "audio_inject_layers": [0], **base, **about}
+    return wan.dit_config(described, Tensors({}), layer_loop="scan")
