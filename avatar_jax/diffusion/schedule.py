@@ -24,8 +24,8 @@ def published(steps: int, shift: float) -> np.ndarray:
     Its library stores the ends of a table that is shifted already, spaces the levels evenly between them and shifts
     again; a final 0 is added.
     """
-    ends = flow.shift(np.array([1.0, 1e-3]), shift)
-    return np.append(flow.shift(np.linspace(*ends, steps), shift), 0.0).astype(np.float32)
+    first, last = flow.shift(1.0, shift), flow.shift(1.0 / TRAINING_STEPS, shift)
+    return np.append(flow.shift(np.linspace(first, last, steps), shift), 0.0).astype(np.float32)
 
 
 def unipc(steps: int, shift: float) -> np.ndarray:

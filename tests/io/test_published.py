@@ -1,0 +1,183 @@
+"""Readers and tables of published weights: what they take, what they refuse, and in which words."""
+
+import io
+import json
+import pathlib
+import pickle
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from avatar_jax.core.spec import Leaf
+from avatar_jax.io.convert import table
+from avatar_jax.io.convert.lora import Merged
+from avatar_jax.io.convert.published import Pth, Tensors, open_published
+from avatar_jax.io.errors import InputError
+
+
+def _torch(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The names that a PyTorch file uses, without PyTorch."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+
+    def rebuild(*arguments):
+        raise AssertionError("files are read without running anything")
+
+    rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    storage = type("FloatStorage", (), {"__module__": "torch"})
+    utils._rebuild_tensor_v2, torch.FloatStorage, torch._utils = rebuild, storage, utils
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+    return torch
+
+
+def _pth(path: pathlib.Path, torch: types.ModuleType, tensors: dict[str, np.ndarray]) -> None:
+    """A file as torch.save writes it."""
+
+    class Stored:
+        def __init__(self, record: str, size: int):
+            self.record, self.size = record, size
+
+    class Tensor:
+        def __init__(self, record: str, array: np.ndarray):
+            self.record, self.array = record, array
+
+        def __reduce__(self):
+            strides = tuple(stride // self.array.itemsize for stride in self.array.strides)
+            storage = Stored(self.record, self.array.size)
+            return torch._utils._rebuild_tensor_v2, (storage, 0, self.array.shape, strides, False, {})
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            if isinstance(obj, Stored):
+                return ("storage", torch.FloatStorage, obj.record, "cpu", obj.size)
+            return None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump({name: Tensor(str(i), array) for i, (name, array) in enumerate(tensors.items())})
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("model/data.pkl", buffer.getvalue())
+        for i, array in enumerate(tensors.values()):
+            file.writestr(f"model/data/{i}", array.tobytes(order="A"))
+
+
+def test_pth_is_read_without_torch(tmp_path, monkeypatch):
+    arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([7.0])}
+    _pth(tmp_path / "model.pth", _torch(monkeypatch), arrays)
+    monkeypatch.undo()
+    published = open_published(tmp_path / "model.pth")
+    assert published.names() == set(arrays)
+    for name, array in arrays.items():
+        assert published.shape(name) == array.shape
+        np.testing.assert_array_equal(published.read(name), array)
+
+
+def test_a_transposed_pth_tensor_keeps_its_strides(tmp_path, monkeypatch):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    _pth(tmp_path / "model.pth", _torch(monkeypatch), {"w": array})
+    np.testing.assert_array_equal(Pth(tmp_path / "model.pth").read("w"), array)
+
+
+def test_a_malicious_pickle_runs_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (pathlib.Path.touch, (tmp_path / "owned",))
+
+    with zipfile.ZipFile(tmp_path / "evil.pth", "w") as file:
+        file.writestr("evil/data.pkl", pickle.dumps({"w": Evil()}))
+    with pytest.raises(InputError, match=r"evil\.pth: refused: it names pathlib"):
+        open_published(tmp_path / "evil.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=400), keep=st.integers(0, 400))
+def test_garbage_is_one_line(tmp_path, data: bytes, keep: int):
+    for name in ("x.pth", "x.safetensors"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=name):
+            open_published(tmp_path / name)
+    save_file({"w": np.zeros((8, 8), np.float32)}, tmp_path / "cut.safetensors")
+    whole = (tmp_path / "cut.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: min(keep, len(whole) - 1)])
+    with pytest.raises(InputError, match=r"cut\.safetensors"):
+        open_published(tmp_path / "cut.safetensors")
+
+
+def test_shards_by_index(tmp_path):
+    save_file({"a": np.float32([1.0])}, tmp_path / "m-00001-of-00002.safetensors")
+    save_file({"b": np.float32([2.0])}, tmp_path / "m-00002-of-00002.safetensors")
+    index = {"weight_map": {"a": "m-00001-of-00002.safetensors", "b": "m-00002-of-00002.safetensors"}}
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
+    published = open_published(tmp_path)
+    assert {name: published.read(name).tolist() for name in published.names()} == {"a": [1.0], "b": [2.0]}
+    (tmp_path / "m-00002-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"m-00002-of-00002\.safetensors: no such file"):
+        open_published(tmp_path)
+    (tmp_path / "m.safetensors.index.json").write_text("[]")
+    with pytest.raises(InputError, match="not an index of shards"):
+        open_published(tmp_path)
+
+
+SPEC = {"w": Leaf((2, 3, 4), (None, None, None)), "b": Leaf((3,), (None,))}
+TABLE = {"w": table.Source("layers.{}.weight", table.linear), "b": table.Source("bias")}
+
+
+def _weights() -> dict[str, np.ndarray]:
+    layers = {f"layers.{i}.weight": np.random.default_rng(i).random((4, 3), np.float32) for i in range(2)}
+    return layers | {"bias": np.zeros(3, np.float32)}
+
+
+def test_layers_are_stacked_and_transposed():
+    weights = _weights()
+    loaded = table.load(TABLE, SPEC, Tensors(weights), origin="file")
+    np.testing.assert_array_equal(loaded["w"][1], weights["layers.1.weight"].T)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("layers.1.weight"), "1 missing.*missing layers.1.weight"),
+        (lambda w: w.update(stranger=np.zeros(1)), "1 unused.*unused stranger"),
+        (lambda w: w.update({"layers.0.weight": w["layers.0.weight"].T}), r"wrong shape: layers.0.weight \(3, 4\)"),
+        (lambda w: w.update({"layers.0.weight": np.zeros(())}), r"wrong shape: layers.0.weight \(\)"),
+    ],
+)
+def test_a_gap_is_named(change, message: str):
+    weights = _weights()
+    change(weights)
+    with pytest.raises(InputError, match=f"^file: does not fit .*{message}"):
+        table.load(TABLE, SPEC, Tensors(weights), origin="file")
+
+
+def _lora(outputs: int = 4, module: str = "layers.0") -> dict[str, np.ndarray]:
+    return {
+        f"{module}.lora_A.weight": np.ones((2, 3), np.float32),
+        f"{module}.lora_B.weight": np.ones((outputs, 2), np.float32),
+    }
+
+
+def test_lora_is_merged_where_it_adapts():
+    weights = _weights()
+    merged = Merged(Tensors(weights), Tensors(_lora()), alpha=1.0)
+    np.testing.assert_array_equal(merged.read("layers.0.weight"), weights["layers.0.weight"] + 1.0)
+    np.testing.assert_array_equal(merged.read("layers.1.weight"), weights["layers.1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (_lora(module="other"), "for another model: it adapts 1 tensors not there: other.weight"),
+        (_lora(outputs=5), r"for another model: layers.0 \(5, 3\) where it has \(4, 3\)"),
+        ({"layers.0.lora_A.weight": np.ones((2, 3))}, "only one half of layers.0"),
+        ({"stranger.bias": np.ones(2)}, "not there: stranger.bias"),
+    ],
+)
+def test_a_lora_for_another_model_is_refused(lora: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        Merged(Tensors(_weights()), Tensors(lora), alpha=1.0)
