@@ -7,11 +7,23 @@ import functools
 import os
 import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from avatar_jax.core import spec as specs
+from avatar_jax.core import tree
+from avatar_jax.io.convert import table, wan, wan_vae
+from avatar_jax.io.convert import umt5 as convert_umt5
+from avatar_jax.io.convert.published import Tensors
+from avatar_jax.models import condition, dit, umt5, vae
+from avatar_jax.nn import rope
 from tests.acceptance import report
+from tests.published import live_avatar
 from tests.published.case import Case
 from tests.published.kinds import KINDS, kind_of
+from tests.published.s2v import voice_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = pathlib.Path(os.environ.get("GOLDEN_DIR", ROOT / "tests" / "golden"))
@@ -33,3 +45,88 @@ def test_golden(folder: pathlib.Path):
 def test_golden_control_fails(folder: pathlib.Path):
     run, nudged = KINDS[kind_of(folder)]
     assert max(run(Case(folder, nudged)).values()) > 1.0
+
+
+def _tensors(sources: table.Table, spec: specs.Spec) -> int:
+    return sum(len(sources[path].keys(leaf)) for path, leaf in tree.flatten(spec).items())
+
+
+def test_full_size_counts():
+    """live_avatar.md sections 0, 1.10 and 14; the LoRA adapts q, k, v, o and both feed-forward matrices, rank 128."""
+    speech = wan.dit_config(wan.PUBLISHED["s2v_14b"], Tensors({}), layer_loop="scan", compute_dtype="bfloat16")
+    spec = dit.spec(speech)
+    shapes = tree.flatten(spec)
+    adapted = [
+        path for path in shapes if path.startswith(("blocks/", "audio/injectors/attention")) and path.endswith("/w")
+    ]
+    rank = sum(128 * sum(shapes[path].shape[1:]) * shapes[path].shape[0] for path in adapted)
+    autoencoder = wan_vae.config(Tensors({}))
+    held = {name: leaf for name, leaf in vae.spec(autoencoder).items() if name != "stats"}
+    found = {
+        "S2V-14B parameters": specs.count(spec),
+        "S2V-14B tensors": _tensors(wan.table(speech), spec),
+        "LoRA parameters": rank,
+        "LoRA tensors": 2 * sum(shapes[path].shape[0] for path in adapted),
+        "VAE parameters": specs.count(held),
+        "VAE tensors": _tensors(wan_vae.table(autoencoder), held),
+    }
+    promised = dict(zip(found, (16_295_755_609, 1260, 676_331_520, 896, 126_892_531, 194), strict=True))
+    text = specs.count(umt5.spec(convert_umt5.XXL))
+    wrong = {name: count for name, count in found.items() if count != promised[name]}
+    figure = f"{len(found) - len(wrong)} of {len(found)} exact{wrong or ''}; UMT5 {text / 1e9:.3f} B"
+    met = not wrong and f"{text / 1e9:.3f}" == "5.681"
+    assert row("full-size parameter counts", figure, "exactly the published ones; UMT5 5.681 B", met)
+
+
+def test_positions_beyond_the_published_table():
+    """The published table ends at position 45,000; block 20,000 starts at latent 60,000."""
+    folder = ROOT / "tests" / "golden" / "liveavatar_causal_block"
+    early, late = (_blocks_from(Case(folder), first) for first in (20, 20_000))
+    error = float(np.abs(late - early).max() / np.abs(early).max())
+    bar = "at most 1e-5, relative, through a wrapped ring"
+    assert row("block 20,000 against block 20", f"{error:.1e}", bar, error <= 1e-5)
+
+
+def _blocks_from(case: Case, first: int) -> np.ndarray:
+    """Velocities of six blocks of a stream whose ring and clock start at block `first`."""
+    io, length = case.tensors("single_online"), case.about["pipeline"]["num_frames_per_block"]
+    stream = live_avatar.Stream(case, io["context"], memories=1, window=4)
+    stream.prefill(io["prefill0.ref_latents"], io["prefill0.motion_latents"])
+    # Motion stands at fixed negative times, so only what rolls with the stream can be compared: motion rolls here too.
+    motion = condition.motion_phase((4, 4), (8, 8), stream.cfg)
+    grid = {"head_size": stream.cfg.head_size, "theta": stream.cfg.rope_theta}
+    turn = rope.phase_at(np.array([3 * first]), np.zeros(1), np.zeros(1), **grid)
+    stream.motion_at = rope.Phase(
+        motion.cos * turn.cos - motion.sin * turn.sin, motion.sin * turn.cos + motion.cos * turn.sin
+    )
+    flows = []
+    for block in range(6):
+        x = io["noise"].reshape(-1, *io["noise"].shape[1:])[block % 3][:, :length]
+        sound = io["audio"][..., 12 * block : 12 * (block + 1)]
+        voices = (voice_of(stream.p, sound, stream.cfg),)
+        pose = io["cond_states"][0][:, :length]
+        flows.append(stream.step(x, 0, 600.0, first + block, 30, voices, pose, filled=block))
+    return np.stack(flows)
+
+
+def test_streaming_vae_at_the_published_geometry():
+    cfg = wan_vae.config(Tensors({}))
+    p = specs.init(vae.spec(cfg), jax.random.key(0))
+    z = jax.random.normal(jax.random.key(1), (1, 13, 4, 4, cfg.latent_channels))
+    traces = []
+
+    @jax.jit
+    def step(tail, z):
+        traces.append(z.shape)
+        return vae.decode_step(p, tail, z, cfg=cfg)
+
+    frame, tail = vae.decode_first(p, z[:, :1], cfg=cfg)
+    frames = [frame]
+    for block in range(4):
+        out, tail = step(tail, z[:, 1 + 3 * block : 4 + 3 * block])
+        frames.append(out)
+    whole = vae.decode(p, z, cfg=cfg)
+    error = float(jnp.abs(jnp.concatenate(frames, 1) - whole).max())
+    figure = f"{error:.1e}, {len(traces)} trace for {len(frames) - 1} blocks"
+    bar = "at most 1e-5 of one shot, one trace after the first latent"
+    assert row("streaming VAE, published geometry", figure, bar, error <= 1e-5 and len(traces) == 1)

@@ -30,7 +30,8 @@ def _torch(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
     rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
     storage = type("FloatStorage", (), {"__module__": "torch"})
-    utils._rebuild_tensor_v2, torch.FloatStorage, torch._utils = rebuild, storage, utils
+    vars(utils)["_rebuild_tensor_v2"] = rebuild
+    vars(torch).update(FloatStorage=storage, _utils=utils)
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "torch._utils", utils)
     return torch
@@ -67,7 +68,7 @@ def _pth(path: pathlib.Path, torch: types.ModuleType, tensors: dict[str, np.ndar
 
 
 def test_pth_is_read_without_torch(tmp_path, monkeypatch):
-    arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([7.0])}
+    arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.full(1, 7.0, np.float32)}
     _pth(tmp_path / "model.pth", _torch(monkeypatch), arrays)
     monkeypatch.undo()
     published = open_published(tmp_path / "model.pth")
@@ -110,8 +111,8 @@ def test_garbage_is_one_line(tmp_path, data: bytes, keep: int):
 
 
 def test_shards_by_index(tmp_path):
-    save_file({"a": np.float32([1.0])}, tmp_path / "m-00001-of-00002.safetensors")
-    save_file({"b": np.float32([2.0])}, tmp_path / "m-00002-of-00002.safetensors")
+    save_file({"a": np.ones(1, np.float32)}, tmp_path / "m-00001-of-00002.safetensors")
+    save_file({"b": np.full(1, 2.0, np.float32)}, tmp_path / "m-00002-of-00002.safetensors")
     index = {"weight_map": {"a": "m-00001-of-00002.safetensors", "b": "m-00002-of-00002.safetensors"}}
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
     published = open_published(tmp_path)

@@ -57,8 +57,18 @@ class Stream:
             self.caches = [tuple(kv.empty(k, v, slots) for k, v in held) for _ in range(self.memories)]
         return held
 
-    def step(self, x: np.ndarray, memory: int, t: float, block: int, distance: int, voices: Any, pose: np.ndarray):
-        """Velocity [C, F, h, w] of one call."""
+    def step(
+        self,
+        x: np.ndarray,
+        memory: int,
+        t: float,
+        block: int,
+        distance: int,
+        voices: Any,
+        pose: np.ndarray,
+        filled: int | None = None,
+    ) -> np.ndarray:
+        """Velocity [C, F, h, w] of one call; `filled`: blocks in the ring before this one, if not all since block 0."""
         latent = frames_last(x)
         frames, rows, columns = latent.shape[1], *grid_of(latent, self.cfg)
         start, tokens = block * frames, frames * rows * columns
@@ -71,7 +81,7 @@ class Stream:
             phase=phase_of(start + np.arange(frames), latent, self.cfg),
             reference_phase=rope.join(ahead, self.motion_at),
             slots=np.array([block % self.window], np.int32),
-            filled=np.int32(min(block + 1, self.window) * tokens),
+            filled=np.int32(min((block if filled is None else filled) + 1, self.window) * tokens),
             voices=voices,
             cross=self.cross,
             given=condition.Given(pose=jnp.asarray(frames_last(pose))),

@@ -9,6 +9,20 @@ from avatar_jax.io.convert.table import Source, Table, affine, convolution1d, de
 from avatar_jax.io.errors import InputError
 
 _IMAGE = "img_emb.proj.0.weight"  # Wan 2.1 has it, 2.2 does not, and no config says so
+# `config.json` of the published files, where a name is not the same everywhere.
+_COMMON = {"patch_size": [1, 2, 2], "text_len": 512, "freq_dim": 256, "in_dim": 16, "out_dim": 16, "eps": 1e-6}
+_LARGE = {**_COMMON, "dim": 5120, "num_heads": 40, "num_layers": 40, "ffn_dim": 13824}
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "t2v_1b3": {**_COMMON, "model_type": "t2v", "dim": 1536, "num_heads": 12, "num_layers": 30, "ffn_dim": 8960},
+    "t2v_14b": {**_LARGE, "model_type": "t2v"},
+    "s2v_14b": {
+        **_LARGE,
+        "model_type": "s2v",
+        "audio_dim": 1024,
+        "num_audio_token": 4,
+        "audio_inject_layers": [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39],
+    },
+}
 MOTION = {"x1": "proj", "x2": "proj_2x", "x4": "proj_4x"}
 
 
