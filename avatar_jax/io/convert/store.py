@@ -1,0 +1,127 @@
+"""Converted weights as an Orbax checkpoint, written one published tensor at a time.
+
+Orbax saves a tree that is all in memory; a 33 GB transformer need not be. So Orbax writes the checkpoint's structure,
+and each array is then written into it layer by layer, in the chunks it is read in. What was finished is noted, and a
+run that was stopped goes on from there. The folder gets its name when it is complete.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from avatar_jax.core import spec as specs
+from avatar_jax.core import tree
+from avatar_jax.io.convert.published import Published
+from avatar_jax.io.convert.table import Table
+from avatar_jax.io.errors import InputError
+
+PROGRESS = "progress.json"
+_HEADER, _COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
+Report = Callable[[int, int], None]
+
+
+def partial(folder: pathlib.Path) -> pathlib.Path:
+    """Where an unfinished conversion to `folder` lies."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def _skeleton(folder: pathlib.Path, spec: specs.Spec) -> None:
+    """The structure: every array with one element, to be replaced; neither time nor place, so that runs are equal."""
+    empty = tree.unflatten(dict.fromkeys(tree.flatten(spec), np.zeros(1, np.float32)))
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(empty))
+    header = json.loads((folder / _HEADER).read_text())
+    header |= {name: 0 for name in header if name.endswith("timestamp_nsecs")}
+    (folder / _HEADER).write_text(json.dumps(header, sort_keys=True))
+    (folder / _COMMITTED).write_text("committed")
+
+
+def _create(folder: pathlib.Path, path: str, leaf: specs.Leaf, dtype: np.dtype, stacked: bool) -> Any:
+    """An empty array of the checkpoint, chunked by layer."""
+    chunk = (1, *leaf.shape[1:]) if stacked else leaf.shape
+    described = {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": str((folder / path.replace("/", ".")).absolute())},
+        "metadata": {"chunks": list(chunk), "compressor": {"id": "zstd", "level": 1}},
+        "recheck_cached_data": False,
+    }
+    return ts.open(ts.Spec(described), shape=leaf.shape, dtype=ts.dtype(dtype), create=True, delete_existing=True)
+
+
+def _write(folder: pathlib.Path, path: str, leaf: specs.Leaf, table: Table, published: Published, dtype: Any) -> None:
+    stacked, array = "{}" in table[path].key, None
+    for layer, key in enumerate(table[path].keys(leaf)):
+        value = np.ascontiguousarray(table[path].change(published.read(key)))
+        value = value if dtype is None else value.astype(dtype)
+        if array is None:
+            array = _create(folder, path, leaf, value.dtype, stacked).result()
+        (array[layer] if stacked else array).write(value).result()
+
+
+def write(
+    folder: pathlib.Path,
+    spec: specs.Spec,
+    table: Table,
+    published: Published,
+    *,
+    origin: dict[str, Any],
+    dtype: Any = None,
+    report: Report = lambda done, total: None,
+) -> None:
+    """Converts into a new folder.
+
+    Args:
+      folder: gets its name when all of it is there.
+      spec: our weights.
+      table: where each comes from; checked by the caller (`table.cover`).
+      published: the files.
+      origin: what is converted (files, sizes, settings); a stopped run is taken up only if it is the same.
+      dtype: of every array; None keeps the stored ones.
+      report: called with the arrays done and their number.
+    """
+    leaves, unfinished = tree.flatten(spec), partial(folder)
+    note, done = unfinished / PROGRESS, list[str]()
+    if note.is_file():
+        left = json.loads(note.read_text())
+        done = left["done"] if left["origin"] == origin else []
+    if not done:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _skeleton(unfinished, spec)
+    for path, leaf in leaves.items():
+        if path not in done:
+            _write(unfinished, path, leaf, table, published, dtype)
+            done.append(path)
+            rewritten = note.with_suffix(".new")
+            rewritten.write_text(json.dumps({"origin": origin, "done": done}))
+            os.replace(rewritten, note)
+        report(len(done), len(leaves))
+    note.unlink()
+    os.replace(unfinished, folder)
+
+
+def load(folder: pathlib.Path, spec: specs.Spec) -> dict[str, Any]:
+    """A converted checkpoint, checked against `spec`, as numpy arrays in the stored dtypes.
+
+    Raises:
+      InputError: it is missing, unreadable or for another configuration.
+    """
+    if not (folder / _HEADER).is_file():
+        raise InputError(f"{folder}: no converted checkpoint; make one with python -m infer.convert")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as checkpointer:
+            weights = checkpointer.restore(folder.absolute())
+    except Exception as error:  # whatever lies in the folder
+        raise InputError(f"{folder}: cannot be read ({type(error).__name__}); convert it again") from error
+    try:
+        specs.check(spec, weights)
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from error
+    return weights
