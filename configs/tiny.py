@@ -68,7 +68,7 @@ def _stream() -> c.StreamConfig:
 def _train() -> c.TrainConfig:
     vae = c.OptimConfig(
         batch=8,
-        steps=2200,
+        steps=3700,
         rate=0.02,
         vector_rate=2e-3,
         warmup=100,
@@ -86,7 +86,8 @@ def _train() -> c.TrainConfig:
         vae_clip_latents=4,
         vae_segment_latents=4,
         vae_kl=1e-4,
-        dit=dataclasses.replace(vae, steps=12000, vector_rate=1e-3),
+        decoder=dataclasses.replace(vae, steps=1000, rate=0.01),
+        dit=dataclasses.replace(vae, steps=5000, vector_rate=1e-3),
         dit_blocks=3,
         dit_shift=3.0,
         dit_clean=0.3,

@@ -183,6 +183,7 @@ class TrainConfig:
     vae_clip_latents: int  # latent frames of a training clip after the first
     vae_segment_latents: int  # of which one update sees so many, its history carried over
     vae_kl: float
+    decoder: OptimConfig  # last, the latents as they are: the decoder alone, on squared error
     dit: OptimConfig
     dit_blocks: int  # blocks of a training window
     dit_shift: float  # time shift of the training noise law

@@ -54,9 +54,24 @@ def window(cfg: Config) -> dict[str, jax.Array]:
     }
 
 
+def test_the_decoder_phase_leaves_latents_as_they_are():
+    cfg, data = small(), frames_data()
+    before = vae_state(cfg)
+    kept = jax.tree.map(np.asarray, before.weights)
+    walk = functools.partial(train_vae.clip_step, piece=4, loss=train_vae.decoder_loss_fn, rates=cfg.train.vae, cfg=cfg)
+    state, first = walk(before, next(data), jax.random.key(1))
+    for _ in range(3):
+        state, last = walk(state, next(data), jax.random.key(1))
+    for part in ("encoder", "moments", "stats"):
+        jax.tree.map(np.testing.assert_array_equal, state.weights[part], kept[part])
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), state.average[part], kept[part])
+    assert float(jnp.abs(state.average["decoder"]["conv"]["w"] - kept["decoder"]["conv"]["w"]).max()) > 0.0
+    assert float(last["loss"]) < float(first["loss"])
+
+
 def test_the_vae_learns_a_few_colours():
     cfg, data = small(), frames_data()
-    walk = functools.partial(train_vae.clip_step, piece=4, cfg=cfg)
+    walk = functools.partial(train_vae.clip_step, piece=4, loss=train_vae.loss_fn, rates=cfg.train.vae, cfg=cfg)
     state, first = walk(vae_state(cfg), next(data), jax.random.key(1))
     for _ in range(30):
         state, last = walk(state, next(data), jax.random.key(1))
@@ -93,7 +108,7 @@ def test_noise_levels_are_independent_and_partly_clean():
 
 def test_a_run_cut_in_two_equals_one_run(tmp_path):
     cfg = small()
-    step = functools.partial(train_vae.clip_step, piece=4, cfg=cfg)
+    step = functools.partial(train_vae.clip_step, piece=4, loss=train_vae.loss_fn, rates=cfg.train.vae, cfg=cfg)
     straight = loop.Run(cfg, cfg.train.vae, tmp_path / "one").fit(vae_state(cfg), frames_data(), step)
     half = dataclasses.replace(cfg.train.vae, steps=3)
     loop.Run(cfg, half, tmp_path / "two").fit(vae_state(cfg), frames_data(), step)
