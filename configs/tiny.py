@@ -54,7 +54,7 @@ def _dit(audio_width: int) -> c.DitConfig:
 def _stream() -> c.StreamConfig:
     return c.StreamConfig(
         engine="sink",
-        steps=8,
+        steps=5,
         shift=3.0,
         block_latents=3,
         window_blocks=3,

@@ -4,13 +4,18 @@ Golden cases are read from the folder in GOLDEN_DIR (default: tests/golden), wha
 """
 
 import functools
+import json
 import os
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from avatar_jax.core import spec as specs
 from avatar_jax.core import tree
@@ -130,3 +135,75 @@ def test_streaming_vae_at_the_published_geometry():
     figure = f"{error:.1e}, {len(traces)} trace for {len(frames) - 1} blocks"
     bar = "at most 1e-5 of one shot, one trace after the first latent"
     assert row("streaming VAE, published geometry", figure, bar, error <= 1e-5 and len(traces) == 1)
+
+
+LARGE = {**wan.PUBLISHED["t2v_1b3"], "dim": 3072, "num_heads": 24, "num_layers": 24, "ffn_dim": 14336, "text_dim": 4096}
+# Runs the command and says its peak memory, in MiB, on the last line.
+MEASURED = """
+import resource, runpy, sys
+try:
+    runpy.run_module("infer.convert", run_name="__main__")
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def _large(folder: pathlib.Path) -> int:
+    """Writes a float16 transformer of 8 GB in shards, as published; returns its bytes."""
+    cfg = wan.dit_config(LARGE, Tensors({}), layer_loop="scan")
+    sources, rng, shards, where, total = wan.table(cfg), np.random.default_rng(0), [{}], {}, 0
+    folder.mkdir()
+    for path, leaf in tree.flatten(dit.spec(cfg)).items():
+        for key in sources[path].keys(leaf):
+            shape = leaf.shape[1:] if "{}" in sources[path].key else leaf.shape
+            shape = _published_shape(sources[path], shape)
+            shards[-1][key] = rng.integers(0, 1 << 14, shape, np.uint16).view(np.float16)
+            where[key] = f"model-{len(shards):05d}.safetensors"
+            total += shards[-1][key].nbytes
+            if sum(value.nbytes for value in shards[-1].values()) > 1e9:
+                save_file(shards[-1], folder / where[key])
+                shards[-1].clear()
+                shards.append({})
+    save_file(shards[-1], folder / f"model-{len(shards):05d}.safetensors")
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    (folder / "config.json").write_text(json.dumps(LARGE))
+    return total
+
+
+def _published_shape(source: table.Source, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in the file, of a weight whose shape here is known."""
+    if source.change is table.linear:
+        return shape[::-1]
+    if source.change is table.patches:
+        return (shape[1], shape[0] // 4, 1, 2, 2)
+    return shape if source.change is table.same else (1, *shape)
+
+
+def _convert(source: pathlib.Path, output: pathlib.Path, seconds: float | None = None) -> int | None:
+    """Peak MiB of a conversion, or None if it was killed after `seconds`."""
+    command = [sys.executable, "-c", MEASURED, f"--source={source}", f"--output={output}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout.split()[-1])
+
+
+def test_conversion_of_8_gb(tmp_path):
+    """Converts twice, once killed on the way: the same bytes, and memory that does not follow the size."""
+    size = _large(tmp_path / "published")
+    straight = _convert(tmp_path / "published", tmp_path / "one")
+    assert _convert(tmp_path / "published", tmp_path / "two", seconds=20.0) is None
+    left = json.loads((tmp_path / "two" / "dit.partial" / "progress.json").read_text())["done"]
+    resumed = _convert(tmp_path / "published", tmp_path / "two")
+    same = subprocess.run(["diff", "-rq", tmp_path / "one", tmp_path / "two"], capture_output=True).returncode == 0
+    peak = max(straight or 0, resumed or 0) / 1024
+    figure = (
+        f"{size / 1e9:.1f} GB: peak {peak:.2f} GiB, {len(left)} arrays kept after a kill, {'' if same else 'not '}equal"
+    )
+    shutil.rmtree(tmp_path)
+    assert row(
+        "conversion of a sharded 8 GB checkpoint", figure, "under 3 GB, resumable, equal twice", peak < 2.79 and same
+    )
