@@ -23,6 +23,7 @@ BUCKETS = (
     ("x2", 2, 2, 2, (-3,)),
     ("x4", 16, 4, 4, (-19, -14, -9, -4)),
 )
+EVERY = tuple(name for name, *_ in BUCKETS)
 
 
 @flax.struct.dataclass
@@ -110,7 +111,7 @@ def _pack(p: dict, latents: jax.Array, frames: int, patch: int) -> jax.Array:
     return dense.apply(p, cells)
 
 
-def embed_motion(p: dict, latents: jax.Array, cfg: DitConfig, keep: tuple[str, ...] = ("x1", "x2", "x4")) -> jax.Array:
+def embed_motion(p: dict, latents: jax.Array, cfg: DitConfig, keep: tuple[str, ...] = EVERY) -> jax.Array:
     """Past latents [B, F, h, w, C], oldest first, to motion tokens [B, M, D], newest bucket first.
 
     Fewer than `motion_latents` are filled up with zeros at the old end, more are cut there.
@@ -131,7 +132,7 @@ def _thinned(full: int, reduced: int) -> np.ndarray:
 
 
 def motion_phase(
-    grid: tuple[int, int], latent_size: tuple[int, int], cfg: DitConfig, keep: tuple[str, ...] = ("x1", "x2", "x4")
+    grid: tuple[int, int], latent_size: tuple[int, int], cfg: DitConfig, keep: tuple[str, ...] = EVERY
 ) -> Phase:
     """Phases of the motion tokens; grid: token rows and columns of a frame; latent_size: latent rows and columns."""
     parts = [
@@ -152,7 +153,7 @@ def embed_all(
     reference: jax.Array,
     motion: jax.Array,
     cfg: DitConfig,
-    keep: tuple[str, ...] = ("x1", "x2", "x4"),
+    keep: tuple[str, ...] = EVERY,
 ) -> jax.Array:
     """Reference tokens, then motion tokens: [B, f + M, D]."""
     motions = _typed(p, embed_motion(p, motion, cfg, keep), MOTION)

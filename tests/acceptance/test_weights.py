@@ -155,7 +155,7 @@ def _large(folder: pathlib.Path) -> int:
     folder.mkdir()
     for path, leaf in tree.flatten(dit.spec(cfg)).items():
         for key in sources[path].keys(leaf):
-            shape = leaf.shape[1:] if "{}" in sources[path].key else leaf.shape
+            shape = sources[path].piece(leaf)
             shape = _published_shape(sources[path], shape)
             shards[-1][key] = rng.integers(0, 1 << 14, shape, np.uint16).view(np.float16)
             where[key] = f"model-{len(shards):05d}.safetensors"

@@ -15,8 +15,6 @@ from tests.published.case import Case, Outputs, frames_first, frames_last
 from tests.published.s2v import condition_of, voice_of
 from tests.published.wan import grid_of, network, phase_of
 
-WHOLE = ("x1", "x2", "x4")
-
 
 @functools.lru_cache
 def program(cfg: DitConfig):

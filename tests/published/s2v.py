@@ -22,7 +22,7 @@ def voice_of(p: dict, features: np.ndarray, cfg: DitConfig, context: int = CONTE
 
 
 def condition_of(
-    p: dict, reference: np.ndarray, motion: np.ndarray, cfg: DitConfig, keep: tuple[str, ...] = ("x1", "x2", "x4")
+    p: dict, reference: np.ndarray, motion: np.ndarray, cfg: DitConfig, keep: tuple[str, ...] = condition.EVERY
 ) -> tuple[Any, rope.Phase]:
     """Tokens and phases of reference and motion latents [B, C, F, h, w], the buckets in `keep`."""
     still, past = jnp.asarray(frames_last(reference)), jnp.asarray(frames_last(motion))
@@ -36,8 +36,8 @@ def condition_of(
 def _call(p: dict, cfg: DitConfig, given: dict[str, np.ndarray], text: np.ndarray, variant: dict, context: int):
     motion, last = given["motion_latents"].copy(), variant.get("add_last_motion", 2)
     newest = {2: 0, 1: 1, 0: 3}[last]  # latents that are not to be used
-    keep = ("x1", "x2", "x4") if variant.get("drop_mode", "padd") == "padd" else ("x1", "x2", "x4")[2 - last :]
-    if newest and keep == ("x1", "x2", "x4"):
+    keep = condition.EVERY if variant.get("drop_mode", "padd") == "padd" else condition.EVERY[2 - last :]
+    if newest and keep == condition.EVERY:
         motion[:, :, -newest:] = 0.0
     keep = () if variant.get("drop_motion_frames") else keep
     tokens, at = condition_of(p, given["ref_latents"], motion, cfg, keep)

@@ -69,9 +69,8 @@ class Safetensors:
             if not path.is_file():
                 raise InputError(f"{path}: no such file; the checkpoint is incomplete, download it again")
             try:
-                opened = safe_open(
-                    path, framework="flax", backend="pread"
-                )  # numpy knows no bfloat16; mapped pages count as memory
+                # numpy knows no bfloat16; mapped pages would count as memory
+                opened = safe_open(path, framework="flax", backend="pread")
             except Exception as error:  # safetensors raises its own Rust type
                 raise InputError(f"{path}: not a whole safetensors file ({error}); download it again") from error
             self._files |= dict.fromkeys(opened.keys(), opened)

@@ -57,9 +57,9 @@ def _create(folder: pathlib.Path, path: str, leaf: specs.Leaf, dtype: np.dtype, 
 
 
 def _write(folder: pathlib.Path, path: str, leaf: specs.Leaf, table: Table, published: Published, dtype: Any) -> None:
-    stacked, array = "{}" in table[path].key, None
-    for layer, key in enumerate(table[path].keys(leaf)):
-        value = np.ascontiguousarray(table[path].change(published.read(key)))
+    stacked, array = table[path].stacked, None
+    for layer, piece in enumerate(table[path].pieces(leaf, published)):
+        value = np.ascontiguousarray(piece)
         value = value if dtype is None else value.astype(dtype)
         if array is None:
             array = _create(folder, path, leaf, value.dtype, stacked).result()

@@ -63,11 +63,22 @@ class Source:
     change: Change = same
     optional: bool = False  # published with some files only; nothing of ours is made from it
 
-    def keys(self, leaf: specs.Leaf | None) -> list[str]:
+    @property
+    def stacked(self) -> bool:
+        """Whether every layer has a tensor of its own."""
+        return "{}" in self.key
+
+    def keys(self, leaf: specs.Leaf) -> list[str]:
         """The published names, one a layer where the weight is stacked."""
-        if "{}" not in self.key or leaf is None:
-            return [self.key]
-        return [self.key.format(layer) for layer in range(leaf.shape[0])]
+        return [self.key.format(layer) for layer in range(leaf.shape[0])] if self.stacked else [self.key]
+
+    def piece(self, leaf: specs.Leaf) -> tuple[int, ...]:
+        """The shape here of what one published tensor becomes."""
+        return leaf.shape[1:] if self.stacked else leaf.shape
+
+    def pieces(self, leaf: specs.Leaf, published: Published) -> Iterator[np.ndarray]:
+        """What each published tensor becomes, in its stored dtype, one at a time."""
+        return (self.change(published.read(key)) for key in self.keys(leaf))
 
 
 Table = Mapping[str, Source]
@@ -81,6 +92,12 @@ def dense(path: str, key: str, change: Change = linear) -> dict[str, Source]:
 def affine(path: str, key: str) -> dict[str, Source]:
     """A LayerNorm with scale and bias."""
     return {f"{path}/scale": Source(f"{key}.weight"), f"{path}/bias": Source(f"{key}.bias")}
+
+
+def require(described: Mapping[str, Any], name: str, value: Any) -> None:
+    """Raises InputError where a published `config.json` says something else than the one thing that is built here."""
+    if name in described and described[name] != value:
+        raise InputError(f"config.json: {name}={described[name]!r}: only {value!r} is supported")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,24 +142,15 @@ def cover(table: Table, spec: specs.Spec, published: Published) -> Coverage:
     leaves, found = tree.flatten(spec), published.names()
     missing, wrong, used = [], [], set()
     for path, leaf in leaves.items():
-        stacked = "{}" in table[path].key
         for key in table[path].keys(leaf):
             if key not in found:
                 missing.append(key)
                 continue
             used.add(key)
-            if not _fits(table[path], key, leaf.shape[1:] if stacked else leaf.shape, published):
+            if not _fits(table[path], key, table[path].piece(leaf), published):
                 wrong.append(f"{key} {published.shape(key)} for {path} {leaf.shape}")
     unused = found - used - {source.key for source in table.values() if source.optional}
     return Coverage(len(used) - len(wrong), sorted(missing), sorted(unused), sorted(wrong))
-
-
-def pieces(table: Table, spec: specs.Spec, published: Published) -> Iterator[tuple[str, int | None, np.ndarray]]:
-    """Every weight as (path, layer or None, array in the stored dtype), one published tensor at a time."""
-    for path, leaf in tree.flatten(spec).items():
-        stacked = "{}" in table[path].key
-        for layer, key in enumerate(table[path].keys(leaf)):
-            yield path, layer if stacked else None, table[path].change(published.read(key))
 
 
 def load(table: Table, spec: specs.Spec, published: Published, *, origin: str) -> dict[str, Any]:
@@ -152,13 +160,10 @@ def load(table: Table, spec: specs.Spec, published: Published, *, origin: str) -
       InputError: a gap, with the counts and the first of them.
     """
     cover(table, spec, published).require(origin)
-    leaves, weights = tree.flatten(spec), {}
-    for path, layer, value in pieces(table, spec, published):
-        leaf = leaves[path]
-        if layer is None:
-            weights[path] = jnp.asarray(value, leaf.dtype)
-            continue
-        if layer == 0:
-            weights[path] = np.empty(leaf.shape, leaf.dtype)
-        weights[path][layer] = value
+    weights = {}
+    for path, leaf in tree.flatten(spec).items():
+        weights[path] = np.empty(leaf.shape, leaf.dtype)
+        places = weights[path] if table[path].stacked else weights[path][None]
+        for place, value in zip(places, table[path].pieces(leaf, published), strict=True):
+            place[...] = value
     return tree.unflatten({path: jnp.asarray(value) for path, value in weights.items()})

@@ -5,8 +5,7 @@ from typing import Any
 
 from avatar_jax.core.config import DitConfig
 from avatar_jax.io.convert.published import Published
-from avatar_jax.io.convert.table import Source, Table, affine, convolution1d, dense, flat, patches
-from avatar_jax.io.errors import InputError
+from avatar_jax.io.convert.table import Source, Table, affine, convolution1d, dense, flat, patches, require
 
 _IMAGE = "img_emb.proj.0.weight"  # Wan 2.1 has it, 2.2 does not, and no config says so
 # `config.json` of the published files, where a name is not the same everywhere.
@@ -101,14 +100,14 @@ def dit_config(
       InputError: a part that this project does not have.
     """
     spoken = published["model_type"] == "s2v"
-    _require(published, "patch_size", [1, 2, 2])
-    _require(published, "qk_norm", True)
-    _require(published, "cross_attn_norm", True)
+    require(published, "patch_size", [1, 2, 2])
+    require(published, "qk_norm", True)
+    require(published, "cross_attn_norm", True)
     if spoken:
         for name, value in (("enable_adain", True), ("adain_mode", "attn_norm"), ("zero_timestep", True)):
-            _require(published, name, value)
+            require(published, name, value)
         for name, value in (("enable_motioner", False), ("enable_tsm", False), ("enable_framepack", True)):
-            _require(published, name, value)
+            require(published, name, value)
     return DitConfig(
         width=published["dim"],
         heads=published["num_heads"],
@@ -134,8 +133,3 @@ def dit_config(
         compute_dtype=compute_dtype,
         attention="auto",
     )
-
-
-def _require(published: Mapping[str, Any], name: str, value: Any) -> None:
-    if name in published and published[name] not in (value, tuple(value) if isinstance(value, list) else value):
-        raise InputError(f"config.json: {name}={published[name]!r}: only {value!r} is supported")

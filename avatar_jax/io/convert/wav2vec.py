@@ -5,8 +5,7 @@ from typing import Any
 
 from avatar_jax.core.config import Wav2Vec2Config
 from avatar_jax.io.convert.published import Published
-from avatar_jax.io.convert.table import Source, Table, affine, convolution1d, dense, flat
-from avatar_jax.io.errors import InputError
+from avatar_jax.io.convert.table import Source, Table, affine, convolution1d, dense, flat, require
 
 AUDIO_HZ = 16000
 _UNUSED = ("lm_head.weight", "lm_head.bias", "wav2vec2.masked_spec_embed")  # of recognition and pre-training
@@ -15,8 +14,7 @@ _UNUSED = ("lm_head.weight", "lm_head.bias", "wav2vec2.masked_spec_embed")  # of
 def config(published: Mapping[str, Any]) -> Wav2Vec2Config:
     """The encoder that a published `config.json` describes. Raises InputError for another variant."""
     for name, value in (("feat_extract_norm", "layer"), ("do_stable_layer_norm", True), ("conv_bias", True)):
-        if published[name] != value:
-            raise InputError(f"config.json: {name}={published[name]!r}: only {value!r} is supported")
+        require({name: published.get(name)}, name, value)  # left out, each means another variant
     return Wav2Vec2Config(
         audio_hz=AUDIO_HZ,
         convolutions=tuple(zip(published["conv_dim"], published["conv_kernel"], published["conv_stride"], strict=True)),
