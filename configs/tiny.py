@@ -56,11 +56,18 @@ def _stream() -> c.StreamConfig:
         engine="sink",
         steps=5,
         shift=3.0,
+        levels="shifted",
         block_latents=3,
         window_blocks=3,
         history="clean",
-        reference_offset=12,
+        reference_ahead=(12, 12),
+        reference_from=0,
+        adapt_blocks=0,
+        warm_latents=1,
+        audio_history="heard",
         audio_context=5,
+        audio_past=0,
+        audio_ahead=0,
         seed=0,
     )
 
@@ -97,13 +104,14 @@ def _train() -> c.TrainConfig:
     )
 
 
-def get_config() -> c.Config:
+def get_config() -> c.TrainingConfig:
     """The default run: live-avatar engine, log-mel sound, no text."""
     mel = _mel()
-    return c.Config(
+    return c.TrainingConfig(
         name="tiny",
-        video=c.VideoConfig(height=96, width=96, fps=25),
-        mel=mel,
+        video=c.VideoConfig(height=96, width=96, fps=25, drawn=True),
+        sound=mel,
+        text=None,
         vae=c.VaeConfig(
             width=16,
             mult=(1, 3, 6),

@@ -1,6 +1,10 @@
-"""A portrait and a recording to a talking video.
+"""A portrait and a recording to a talking video; with a text-to-video configuration, a prompt to a clip.
 
     python -m infer.stream --image=face.png --audio=speech.wav --output=talk.mp4
+    python -m infer.stream --config=configs/live_avatar_14b.py --checkpoint=weights/live_avatar \\
+        --image=face.png --audio=speech.wav --prompt="She tells a story" --output=talk.mp4
+    python -m infer.stream --config=configs/wan_t2v_1b3.py --checkpoint=weights/wan_t2v_1b3 \\
+        --prompt="A cat on a boat" --output=cat.mp4
 
 The live engine, fed from a file: sound is pushed block by block and frames are written as they come, in
 memory that does not grow with the recording. `talk.partial.mp4` plays even after a kill; the finished video
@@ -18,16 +22,15 @@ from typing import Any, Protocol
 import numpy as np
 from absl import flags
 
+from avatar_jax.core import check
 from avatar_jax.core import config as configs
 from avatar_jax.io.audio import AudioStream, open_audio, verify_audio
 from avatar_jax.io.errors import InputError
-from avatar_jax.io.image import load_portrait
 from avatar_jax.io.video import CODECS, VideoWriter, check_output
-from infer import door, summary
+from infer import clip, door, order, summary
 
 FLAGS = flags.FLAGS
 SOUND_HZ = 48_000  # the video keeps the recording's full band; the model hears 16 kHz
-WEIGHTS = ("dit.safetensors", "vae.safetensors")
 
 
 class Engine(Protocol):
@@ -51,6 +54,7 @@ class Request:
     output: Path
     checkpoint: Path
     portrait: np.ndarray  # uint8 [H, W, 3]
+    prompt: str | None
     seconds: float
     overwrite: bool
     vcodec: str
@@ -67,6 +71,8 @@ def define() -> None:
     flags.declare_key_flag("config")
     flags.DEFINE_string("image", None, "Portrait (PNG, JPEG or WebP); the embedded one if left out.")
     flags.DEFINE_string("audio", None, "Recording, or a video with sound; the embedded one if left out.")
+    flags.DEFINE_string("prompt", None, "What the video shows, for models that read text.")
+    flags.DEFINE_string("negative_prompt", "", "What a clip from a prompt should not look like.")
     flags.DEFINE_string("output", None, "The video to write, an .mp4 name (required).")
     flags.DEFINE_bool("overwrite", False, "Whether an existing output may be replaced.")
     flags.DEFINE_string("checkpoint", None, "Folder with trained weights; the embedded ones if left out.")
@@ -74,39 +80,21 @@ def define() -> None:
     flags.DEFINE_string("compile_cache", None, "Folder of compiled programs; '' for none.")
 
 
-def check_checkpoint(path: str | None, name: str) -> Path:
-    """The folder of weights. Raises InputError if one is missing."""
-    folder = Path(path) if path else door.embedded(name)
-    for file in WEIGHTS:
-        if not (folder / file).is_file():
-            origin = f"--checkpoint={path}" if path else f"config {name!r} has no embedded weights"
-            wanted = f"name a folder with {' and '.join(WEIGHTS)}"
-            raise InputError(f"{origin}: {folder / file} is missing; {wanted}")
-    return folder
-
-
-def check_figures(output: Path, *, overwrite: bool) -> None:
-    """Refuses to replace a file that happens to have the figures' name."""
-    figures = output.with_suffix(".json")
-    if figures.is_dir() or (figures.exists() and not overwrite):
-        raise InputError(f"{figures}: exists already; choose another --output or pass --overwrite")
-
-
 def check_request() -> Request:
     """Reads the flags and checks every file. Raises ValueError."""
-    cfg = configs.validate(FLAGS.config)
+    cfg = check.validate(FLAGS.config)
     if not FLAGS.output:
         raise InputError("--output is missing; name the video to write, as in --output=talk.mp4")
     output = check_output(FLAGS.output, overwrite=FLAGS.overwrite)
-    check_figures(output, overwrite=FLAGS.overwrite)
+    order.check_figures(output, overwrite=FLAGS.overwrite)
     image = FLAGS.image if FLAGS.image is not None else door.embedded("portrait.png")
     audio = Path(FLAGS.audio if FLAGS.audio is not None else door.embedded("speech.wav"))
     if output.exists() and audio.exists() and output.samefile(audio):
         raise InputError(f"{FLAGS.output}: is the recording itself; choose another --output")
-    portrait = load_portrait(image, height=cfg.video.height, width=cfg.video.width)
-    checkpoint = check_checkpoint(FLAGS.checkpoint, cfg.name)
+    cfg, portrait = order.check_portrait(image, cfg)
+    checkpoint, prompt = order.check_checkpoint(FLAGS.checkpoint, cfg), order.check_prompt(FLAGS.prompt, cfg)
     seconds = verify_audio(audio)
-    return Request(cfg, audio, output, checkpoint, portrait, seconds, FLAGS.overwrite, FLAGS.vcodec)
+    return Request(cfg, audio, output, checkpoint, portrait, prompt, seconds, FLAGS.overwrite, FLAGS.vcodec)
 
 
 def prepare(request: Request, cache: str | None) -> tuple[Engine, float]:
@@ -124,11 +112,14 @@ def prepare(request: Request, cache: str | None) -> tuple[Engine, float]:
         compile_s[0] += duration_secs if event.startswith("/jax/core/compile/") else 0.0
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    from avatar_jax.stream import session
+    from avatar_jax.stream import prompt, session
 
-    weights = session.load_weights(request.cfg, request.checkpoint)
-    engine = session.Session(session.make_avatar(request.cfg, weights, request.portrait))
-    return engine, compile_s[0]
+    cfg, folder, text = request.cfg, request.checkpoint, None
+    if cfg.text and request.prompt:  # first: the text encoder is as large as all the rest, and not kept
+        (text,) = prompt.encode(folder, [request.prompt], text=cfg.text, length=cfg.dit.text_tokens)
+    weights, hearing = session.load_weights(cfg, folder), session.load_hearing(cfg, folder)
+    avatar = session.make_avatar(cfg, weights, request.portrait, text=text, hearing=hearing)
+    return session.Session(avatar), compile_s[0]
 
 
 def run(
@@ -136,7 +127,7 @@ def run(
     audio: AudioStream,
     sound: AudioStream,
     writer: VideoWriter,
-    meter: summary.SyncMeter,
+    meter: summary.SyncMeter | None,
     progress: Any,
     *,
     samples: int,
@@ -148,7 +139,7 @@ def run(
         audio: the recording at the model's rate.
         sound: the same recording at the writer's rate, for the video.
         writer: takes frames and sound.
-        meter: measures the lip sync.
+        meter: measures the lip sync, where it can.
         progress: a tqdm bar in seconds of video.
         samples: how much sound to push at a time.
     """
@@ -159,11 +150,12 @@ def run(
         timing.engine_s += [done - began] if blocks else []
         for frames in blocks:
             timing.first_frame_s = timing.first_frame_s or done - start
-            under = sound.read(len(frames) * writer.audio_hz // writer.fps)
+            under = sound.read(len(frames) * SOUND_HZ // writer.fps)
             at = time.perf_counter()
             writer.write(frames, under)
             timing.encode_s += time.perf_counter() - at
-            meter.push(frames, under)
+            if meter is not None:
+                meter.push(frames, under)
             timing.video_frames += len(frames)
             progress.update(len(frames) / writer.fps)
 
@@ -184,9 +176,9 @@ def make_video(request: Request, engine: Engine) -> tuple[summary.Timing, dict[s
     from tqdm import tqdm
 
     cfg, style = request.cfg, "{l_bar}{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]"
-    meter = summary.SyncMeter(fps=cfg.video.fps, audio_hz=SOUND_HZ)
+    meter = summary.SyncMeter(fps=cfg.video.fps, audio_hz=SOUND_HZ) if cfg.video.drawn else None
     with (
-        open_audio(request.audio, audio_hz=cfg.mel.audio_hz) as audio,
+        open_audio(request.audio, audio_hz=cfg.sound.audio_hz) as audio,
         open_audio(request.audio, audio_hz=SOUND_HZ) as sound,
         tqdm(total=request.seconds, disable=not sys.stderr.isatty(), bar_format=style, leave=False) as bar,
         VideoWriter(
@@ -207,11 +199,14 @@ def make_video(request: Request, engine: Engine) -> tuple[summary.Timing, dict[s
             request.json.unlink(missing_ok=True)  # it described the video that this one replaces
             kept = f"interrupted: {request.output} holds the first {writer.seconds:.1f} s"
             raise door.Interrupted(kept) from error
-    return timing, meter.score(), writer.shown
+    return timing, meter.score() if meter else None, writer.shown
 
 
 def main() -> None:
     """Checks, generates, reports."""
+    if isinstance(FLAGS.config, configs.ClipConfig):
+        clip.main()
+        return
     start = time.perf_counter()
     request = check_request()
     engine, compile_s = prepare(request, FLAGS.compile_cache)

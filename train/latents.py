@@ -15,6 +15,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
+from avatar_jax.core import check
 from avatar_jax.core import config as configs
 from avatar_jax.data import latents
 from avatar_jax.data.source import WorldSource
@@ -34,13 +35,13 @@ def define() -> None:
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def encode(p: dict, frames: jax.Array, sound: jax.Array, *, cfg: configs.Config) -> tuple[jax.Array, jax.Array]:
+def encode(p: dict, frames: jax.Array, sound: jax.Array, *, cfg: configs.TrainingConfig) -> tuple[jax.Array, jax.Array]:
     """uint8 frames [1 + T, H, W, 3] and samples [640 T] to latents [1 + T/4, h, w, C] and features [T, W], float16."""
     z = vae.encode(p, vae.from_uint8(frames[None]), cfg=cfg.vae)
     return z[0].astype(jnp.float16), mel.whole(sound, cfg.mel).astype(jnp.float16)
 
 
-def record_of(p: dict, clip: dict[str, np.ndarray], *, cfg: configs.Config) -> latents.Record:
+def record_of(p: dict, clip: dict[str, np.ndarray], *, cfg: configs.TrainingConfig) -> latents.Record:
     """One encoded clip, opened by its reference image as a stream is."""
     frames = np.concatenate([clip["reference"][None], clip["frames"]])
     latent, features = encode(p, frames, clip["waveform"], cfg=cfg)
@@ -50,7 +51,7 @@ def record_of(p: dict, clip: dict[str, np.ndarray], *, cfg: configs.Config) -> l
 def main() -> None:
     """Writes every shard that is not there yet."""
     door.start_jax()
-    cfg, folder = configs.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
+    cfg, folder = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
     p = weight_files.load(pathlib.Path(FLAGS.vae), vae.spec(cfg.vae))
     source = WorldSource(
         seed=cfg.data.seed, size=cfg.video.height, video_frames=cfg.data.video_frames, count=cfg.data.clips

@@ -78,7 +78,7 @@ def _restore(checkpoints: ocp.CheckpointManager, state: TrainState, data: grain.
 class Run:
     """A training run in a folder: its configuration, journal and checkpoints."""
 
-    cfg: configs.Config
+    cfg: configs.TrainingConfig
     optim: configs.OptimConfig
     workdir: pathlib.Path
 

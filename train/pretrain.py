@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from avatar_jax.core import check, spec
 from avatar_jax.core import config as configs
-from avatar_jax.core import spec
 from avatar_jax.data import latents
 from avatar_jax.diffusion import flow
 from avatar_jax.io import weights as weight_files
@@ -44,7 +44,7 @@ def noise_levels(key: jax.Array, shape: tuple[int, int], cfg: configs.TrainConfi
     return jnp.where(jax.random.uniform(choice, shape) < cfg.dit_clean, near, level)
 
 
-def positions(key: jax.Array, batch: int, cfg: configs.Config) -> tuple[rope.Phase, rope.Phase]:
+def positions(key: jax.Array, batch: int, cfg: configs.TrainingConfig) -> tuple[rope.Phase, rope.Phase]:
     """Phases of the window's tokens and of one reference copy a block, its offset drawn from the span, [B, ...]."""
     low, high = cfg.train.dit_reference_span
     length, blocks = cfg.stream.block_latents, cfg.train.dit_blocks
@@ -63,7 +63,9 @@ def motion_weight(x0: jax.Array, share: float) -> jax.Array:
     return (1.0 - share) + share * motion / (motion.mean((2, 3), keepdims=True) + 1e-6)
 
 
-def loss_fn(p: dict, batch: dict[str, jax.Array], key: jax.Array, *, cfg: configs.Config) -> tuple[jax.Array, dict]:
+def loss_fn(
+    p: dict, batch: dict[str, jax.Array], key: jax.Array, *, cfg: configs.TrainingConfig
+) -> tuple[jax.Array, dict]:
     """Mean squared velocity error over blocks with noise in them (live_avatar.md section 7.1).
 
     batch: latent [B, F, h, w, C], reference [B, 1, h, w, C], features [B, context + 4F, 1, W].
@@ -102,7 +104,7 @@ def loss_fn(p: dict, batch: dict[str, jax.Array], key: jax.Array, *, cfg: config
 
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
-def step(state: optim.TrainState, batch: dict[str, jax.Array], key: jax.Array, *, cfg: configs.Config):
+def step(state: optim.TrainState, batch: dict[str, jax.Array], key: jax.Array, *, cfg: configs.TrainingConfig):
     """One training step. Returns the state and scalars."""
     (_, scalars), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.weights, batch, key, cfg=cfg)
     return optim.step(state, gradient, cfg=cfg.train.dit), scalars
@@ -111,7 +113,7 @@ def step(state: optim.TrainState, batch: dict[str, jax.Array], key: jax.Array, *
 def main() -> None:
     """Trains to the end and writes `dit.safetensors` from the averaged weights."""
     door.start_jax()
-    cfg, workdir = configs.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
+    cfg, workdir = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
     drawn = dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed)), cfg.dit)
     state = optim.empty(drawn, cfg.train.dit)
     data = latents.window_dataset(

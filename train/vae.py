@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from avatar_jax.core import check, spec
 from avatar_jax.core import config as configs
-from avatar_jax.core import spec
 from avatar_jax.data.frames import frame_dataset, wandering_clip
 from avatar_jax.io import weights as weight_files
 from avatar_jax.models import vae
@@ -34,7 +34,7 @@ def define() -> None:
 
 
 def loss_fn(
-    p: dict, tails: Tails | None, frames: jax.Array, key: jax.Array, *, cfg: configs.Config
+    p: dict, tails: Tails | None, frames: jax.Array, key: jax.Array, *, cfg: configs.TrainingConfig
 ) -> tuple[jax.Array, tuple[Tails, dict]]:
     """L1 plus squared error plus a small KL of the latents, over one piece of a clip.
 
@@ -57,7 +57,7 @@ def loss_fn(
 
 
 def decoder_loss_fn(
-    p: dict, tails: Tails | None, frames: jax.Array, key: jax.Array, *, cfg: configs.Config
+    p: dict, tails: Tails | None, frames: jax.Array, key: jax.Array, *, cfg: configs.TrainingConfig
 ) -> tuple[jax.Array, tuple[Tails, dict]]:
     """Squared error of the decoder on the latents as they are; arguments as for `loss_fn`."""
     del key
@@ -77,7 +77,7 @@ def step(
     *,
     loss: Loss,
     rates: configs.OptimConfig,
-    cfg: configs.Config,
+    cfg: configs.TrainingConfig,
 ) -> tuple[optim.TrainState, Tails, dict]:
     """One optimiser step on one piece. Returns the state, the histories for the next piece, and scalars."""
     gradient, (after, scalars) = jax.grad(loss, has_aux=True)(state.weights, tails, frames, key, cfg=cfg)
@@ -92,7 +92,7 @@ def clip_step(
     piece: int,
     loss: Loss,
     rates: configs.OptimConfig,
-    cfg: configs.Config,
+    cfg: configs.TrainingConfig,
 ) -> tuple[optim.TrainState, dict]:
     """Walks through clips uint8 [B, 1 + n piece, H, W, 3], one optimiser step a piece, histories carried over.
 
@@ -106,7 +106,7 @@ def clip_step(
     return state, scalars
 
 
-def with_statistics(p: dict, frames: np.ndarray, *, cfg: configs.Config) -> dict:
+def with_statistics(p: dict, frames: np.ndarray, *, cfg: configs.TrainingConfig) -> dict:
     """The weights with the latents' per-channel mean and deviation measured on `frames` uint8 [B, T, H, W, 3]."""
     encode = jax.jit(lambda p, x: vae.posterior(p, x, None, cfg=cfg.vae)[0][0])
     mean = jnp.concatenate([encode(p, vae.from_uint8(f[None])) for f in frames])
@@ -120,7 +120,7 @@ def main() -> None:
     them stays true.
     """
     door.start_jax()
-    cfg, workdir = configs.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
+    cfg, workdir = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
     train, size, stride = cfg.train, cfg.video.height, cfg.vae.temporal_stride
     piece, clip = train.vae_segment_latents * stride, 1 + train.vae_clip_latents * stride
 

@@ -1,7 +1,7 @@
-"""The configuration schema: typed dataclasses, split by meaning, validated once at the door.
+"""The configuration schema: typed dataclasses, split by meaning; `core/check.py` validates them at the door.
 
 Modules under `configs/` return a `Config` from `get_config()`; absl overrides fields (`--config.stream.steps=8`).
-Dataclasses are hashable and treated as frozen after `validate`, so they are static arguments under `jax.jit`.
+Dataclasses are hashable and treated as frozen after `check.validate`, so they are static arguments under `jax.jit`.
 """
 
 import dataclasses
@@ -17,6 +17,8 @@ class VideoConfig:
     height: int
     width: int
     fps: int
+    area: int = 0  # above 0: a budget of pixels, in which the portrait's own shape chooses height and width
+    drawn: bool = False  # faces of the drawn world: the lip-sync proxy can read them
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -37,6 +39,11 @@ class MelConfig:
     def samples_per_frame(self) -> int:
         """Audio samples of one video frame."""
         return self.audio_hz // self.fps
+
+    @property
+    def feature_layers(self) -> int:
+        """Layers of features of one video frame."""
+        return 1
 
     @property
     def features(self) -> int:
@@ -130,6 +137,16 @@ class Wav2Vec2Config:
     position_groups: int
     eps: float
 
+    @property
+    def feature_layers(self) -> int:
+        """Layers of features of one video frame: the first layer's input and every layer's output."""
+        return self.layers + 1
+
+    @property
+    def features(self) -> int:
+        """Width of one video frame's feature vector."""
+        return self.width
+
 
 @dataclasses.dataclass(unsafe_hash=True)
 class StreamConfig:
@@ -138,11 +155,35 @@ class StreamConfig:
     engine: str
     steps: int  # denoising steps of one block
     shift: float  # flow-matching time shift
+    levels: str  # "shifted": uniform levels shifted once; "published": the released sampler's table
     block_latents: int
     window_blocks: int  # attention window, the current block included
     history: str  # "timestep": one cache a step at its own noise level; "clean": one cache, refreshed at t = 0
-    reference_offset: int  # rope distance of the reference ahead of the block's first latent
+    reference_ahead: tuple[int, int]  # rope distance of the reference from the block's first latent, drawn per call
+    reference_from: int  # rope position before which the reference never stands
+    adapt_blocks: int  # blocks after which the reference becomes the stream's first latent; 0: never
+    warm_latents: int  # still latents that the decoder has seen before block 0
+    audio_history: str  # left context of a block's sound: "heard", or the block's first frame "repeated"
     audio_context: int  # video frames of left context given to the audio encoder
+    audio_past: int  # video frames before a block that wav2vec2 hears with it
+    audio_ahead: int  # video frames after a block that it hears, and waits for
+    seed: int
+
+    @property
+    def calls(self) -> int:
+        """Network calls of one block."""
+        return self.steps + (self.history == "clean")
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class SampleConfig:
+    """Many-step sampling of a whole clip."""
+
+    solver: str  # "unipc", "dpm" or "euler"
+    steps: int
+    shift: float
+    guidance: float  # classifier-free guidance scale g: u + g (c - u)
+    latents: int  # latent frames of the clip, the first one decoding to a single video frame
     seed: int
 
 
@@ -194,17 +235,13 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Config:
-    """A run: every number of the model, the stream and its training."""
+class PictureConfig:
+    """What every run has: a picture, and the two networks that draw it."""
 
     name: str
     video: VideoConfig
-    mel: MelConfig
     vae: VaeConfig
     dit: DitConfig
-    stream: StreamConfig
-    data: DataConfig
-    train: TrainConfig
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -224,6 +261,40 @@ class Config:
         return rows * columns
 
     @property
+    def cell(self) -> int:
+        """Pixels of one token, in each direction."""
+        return self.vae.spatial_stride * self.dit.patch
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class ClipConfig(PictureConfig):
+    """A clip from a prompt, drawn whole."""
+
+    text: Umt5Config
+    sample: SampleConfig
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Config(PictureConfig):
+    """A stream: a portrait and sound, block after block."""
+
+    sound: MelConfig | Wav2Vec2Config
+    text: Umt5Config | None
+    stream: StreamConfig
+
+    @property
+    def mel(self) -> MelConfig:
+        """The log-mel front end. ValueError where wav2vec2 listens instead."""
+        if isinstance(self.sound, MelConfig):
+            return self.sound
+        raise ValueError("config.sound: must be log-mel features, which is what is trained here")
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Audio samples of one video frame."""
+        return self.sound.audio_hz // self.video.fps
+
+    @property
     def block_frames(self) -> int:
         """Video frames of one block."""
         return self.stream.block_latents * self.vae.temporal_stride
@@ -231,66 +302,20 @@ class Config:
     @property
     def block_samples(self) -> int:
         """Audio samples of one block."""
-        return self.block_frames * self.mel.samples_per_frame
+        return self.block_frames * self.samples_per_frame
 
 
-def _require(condition: bool, field: str, value: Any, constraint: str) -> None:
-    if not condition:
-        raise ValueError(f"config.{field}={value!r}: {constraint}")
+@dataclasses.dataclass(unsafe_hash=True)
+class TrainingConfig(Config):
+    """A stream's networks and how they are trained."""
+
+    data: DataConfig
+    train: TrainConfig
 
 
-def validate(cfg: Config) -> Config:
-    """Returns `cfg` if it describes a possible system; raises ValueError naming the dotted field otherwise."""
-    v, d, s, m = cfg.video, cfg.dit, cfg.stream, cfg.mel
-    cell = cfg.vae.spatial_stride * d.patch
-    for name, size in (("height", v.height), ("width", v.width)):
-        _require(size > 0 and size % cell == 0, f"video.{name}", size, f"must be a positive multiple of {cell}")
-    _require(v.fps == m.fps, "mel.fps", m.fps, f"must equal video.fps={v.fps}")
-    _require(m.audio_hz % m.fps == 0, "mel.audio_hz", m.audio_hz, f"must be a multiple of fps={m.fps}")
-    _require(m.samples_per_frame % m.hop_samples == 0, "mel.hop_samples", m.hop_samples, "must divide a frame")
-    _require(m.window_samples <= m.fft, "mel.window_samples", m.window_samples, f"must not exceed fft={m.fft}")
-    _require(
-        len(cfg.vae.temporal) == len(cfg.vae.mult) - 1,
-        "vae.temporal",
-        cfg.vae.temporal,
-        "one per downsampling",
-    )
-    _require(cfg.vae.temporal_stride == 4, "vae.temporal", cfg.vae.temporal, "the audio encoder needs stride 4")
-    _require(
-        d.latent_channels == cfg.vae.latent_channels,
-        "dit.latent_channels",
-        d.latent_channels,
-        "must equal vae's",
-    )
-    _require(
-        d.heads > 0 and d.width % (2 * d.heads) == 0,
-        "dit.heads",
-        d.heads,
-        f"must split width={d.width} evenly",
-    )
-    _require(d.width % d.audio_tokens == 0, "dit.audio_tokens", d.audio_tokens, f"must divide width={d.width}")
-    _require(d.audio_width == m.features, "dit.audio_width", d.audio_width, f"must equal mel features {m.features}")
-    _require(
-        all(0 <= i < d.layers for i in d.audio_inject),
-        "dit.audio_inject",
-        d.audio_inject,
-        "block out of range",
-    )
-    _require(d.layer_loop in ("scan", "unroll"), "dit.layer_loop", d.layer_loop, "must be 'scan' or 'unroll'")
-    _require(s.engine == "sink", "stream.engine", s.engine, "must be 'sink'")
-    _require(s.history in ("timestep", "clean"), "stream.history", s.history, "must be 'timestep' or 'clean'")
-    for name in ("steps", "block_latents", "window_blocks"):
-        _require(getattr(s, name) >= 1, f"stream.{name}", getattr(s, name), "must be at least 1")
-    _require(s.shift > 0, "stream.shift", s.shift, "must be positive")
-    _require(s.audio_context >= 5, "stream.audio_context", s.audio_context, "the encoder sees 5 frames back")
-    _require(s.audio_context % 4 == 1, "stream.audio_context", s.audio_context, "must be 1 modulo 4")
-    _require(
-        cfg.data.video_frames % cfg.block_frames == 0,
-        "data.video_frames",
-        cfg.data.video_frames,
-        "whole blocks",
-    )
-    return cfg
+def sized(cfg: PictureConfig, height: int, width: int) -> Any:
+    """The same run with pictures of another size."""
+    return dataclasses.replace(cfg, video=dataclasses.replace(cfg.video, height=height, width=width))
 
 
 def field_names(node: Any, prefix: str = "config") -> list[str]:
@@ -302,11 +327,11 @@ def field_names(node: Any, prefix: str = "config") -> list[str]:
     return names
 
 
-def nearest_fields(cfg: Config, wrong: str, count: int = 3) -> list[str]:
+def nearest_fields(cfg: PictureConfig, wrong: str, count: int = 3) -> list[str]:
     """The field names closest to a mistyped one, best first."""
     return difflib.get_close_matches(wrong, field_names(cfg), n=count, cutoff=0.5)
 
 
-def to_json(cfg: Config) -> str:
+def to_json(cfg: PictureConfig) -> str:
     """The resolved configuration as indented JSON, written beside every run's output."""
     return json.dumps(dataclasses.asdict(cfg), indent=2)

@@ -13,7 +13,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import load, save
 
-from avatar_jax.core.config import Config
+from avatar_jax.core.config import TrainingConfig
 
 Record = dict[str, np.ndarray]
 
@@ -37,7 +37,7 @@ def write_shard(path: pathlib.Path, records: list[Record]) -> None:
 class _Window(grain.transforms.RandomMap):
     """Cuts a random run of blocks out of a clip; the sound's left context is silence before the clip's start."""
 
-    def __init__(self, cfg: Config, silence: np.ndarray):
+    def __init__(self, cfg: TrainingConfig, silence: np.ndarray):
         self._cfg, self._silence = cfg, silence
 
     def random_map(self, element: bytes, rng: np.random.Generator) -> Mapping[str, Any]:
@@ -55,7 +55,7 @@ class _Window(grain.transforms.RandomMap):
         }
 
 
-def window_dataset(folder: pathlib.Path, cfg: Config, *, silence: np.ndarray, batch: int) -> grain.MapDataset:
+def window_dataset(folder: pathlib.Path, cfg: TrainingConfig, *, silence: np.ndarray, batch: int) -> grain.MapDataset:
     """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, A, 1, W].
 
     Raises:

@@ -12,6 +12,8 @@ from avatar_jax.io.errors import InputError, open_input
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LIMIT_PIXELS = 16 * 2**20  # 4096 x 4096: a 20 KB PNG can decode to 800 MB (decompression bombs)
+_SCALES = 100  # steps of the published search for a size
+_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -49,6 +51,49 @@ def _cover_box(size: tuple[int, int], height: int, width: int) -> tuple[float, f
     scale = min(columns / width, rows / height)
     left, top = (columns - width * scale) / 2, (rows - height * scale) / 2
     return left, top, columns - left, rows - top
+
+
+def within(area: int, height: int, width: int, cell: int) -> tuple[int, int] | None:
+    """The largest picture of about the shape height x width within an area budget (live_avatar.md section 6.1).
+
+    As published: the picture is scaled down in a hundred steps, never up; both sides are then rounded up to the next
+    multiple of `cell`; the first result within the budget is taken.
+
+    Args:
+      area: pixels at most.
+      height: rows of the original.
+      width: columns of it.
+      cell: both sides are multiples of it.
+
+    Returns:
+      rows and columns; None for a shape so long that no scale fits.
+    """
+    largest = min(1.0, (area / (height * width)) ** 0.5)
+    for step in range(_SCALES):
+        scale = largest * (1.0 - step / _SCALES)
+        rows, columns = (max(-(-int(side * scale) // cell), 1) * cell for side in (height, width))
+        if rows * columns <= area:
+            return rows, columns
+    return None
+
+
+def fit_portrait(path: str | os.PathLike[str], *, area: int, cell: int) -> tuple[int, int]:
+    """Rows and columns that a portrait gets within an area budget, from its header.
+
+    Raises:
+        InputError: as `load_portrait`, or a shape that does not fit.
+    """
+    with (
+        open_input(path, kind="portrait") as file,
+        _boundary(path),
+        Image.open(file, formats=FORMATS) as image,
+    ):
+        turned = image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
+        height, width = (image.width, image.height) if turned else (image.height, image.width)
+    size = within(area, height, width, cell)
+    if size is None:
+        raise InputError(f"{path}: {width} x {height} is too long for {area} pixels; crop it nearer to a square")
+    return size
 
 
 def load_portrait(path: str | os.PathLike[str], *, height: int, width: int) -> np.ndarray:  # uint8 [H, W, 3]

@@ -84,7 +84,7 @@ class VideoWriter:
         height: int,
         width: int,
         fps: int,
-        audio_hz: int,
+        audio_hz: int | None,
         overwrite: bool,
         display_size: int = 384,
         vcodec: str = "libx264",
@@ -96,7 +96,7 @@ class VideoWriter:
             height: rows of the frames that will be written.
             width: columns of them.
             fps: video frames a second.
-            audio_hz: rate of the sound, a multiple of `fps`.
+            audio_hz: rate of the sound, a multiple of `fps`; None for a silent video, without a sound track.
             overwrite: whether an existing file may be replaced.
             display_size: small frames are enlarged by a whole factor up to this shorter side.
             vcodec: a key of CODECS.
@@ -107,7 +107,7 @@ class VideoWriter:
         """
         if vcodec not in CODECS:
             raise ValueError(f"vcodec={vcodec!r}: choose one of {', '.join(CODECS)}")
-        if audio_hz % fps:
+        if audio_hz and audio_hz % fps:
             raise ValueError(f"audio_hz={audio_hz}: must be a multiple of fps={fps}")
         self.size, self._factor = (height, width), upscale_factor(height, width, display_size)
         if any(side % 2 for side in self.shown):
@@ -133,8 +133,10 @@ class VideoWriter:
         context = self._video.codec_context
         context.gop_size, context.color_range = KEYFRAME_S * self.fps, LIMITED_RANGE
         context.colorspace = context.color_primaries = context.color_trc = BT709
-        self._audio: Any = self._container.add_stream(acodec, rate=self.audio_hz, layout="mono")
-        self._audio.bit_rate = SOUND_BITS
+        self._audio: Any = None  # a silent video has no sound track
+        if self.audio_hz:
+            self._audio = self._container.add_stream(acodec, rate=self.audio_hz, layout="mono")
+            self._audio.bit_rate = SOUND_BITS
         self._frame_type, self._sound_type = av.VideoFrame, av.AudioFrame
 
     @property
@@ -170,7 +172,7 @@ class VideoWriter:
             ValueError: shapes that do not fit.
             InputError: the disk is full, or fails.
         """
-        hop = self.audio_hz // self.fps
+        hop = (self.audio_hz or 0) // self.fps
         shape = (*self.size, 3)
         if frames.shape[1:] != shape or frames.dtype != np.uint8:
             raise ValueError(f"frames are {frames.dtype} {frames.shape}: expected uint8 [T, *{shape}]")
@@ -196,10 +198,11 @@ class VideoWriter:
         self.video_frames += 1
 
     def _write_sound(self, samples: np.ndarray) -> None:  # [n]
-        if not samples.size:
+        rate = self.audio_hz
+        if not samples.size or rate is None:
             return
         sound = self._sound_type.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
-        sound.sample_rate, sound.time_base = self.audio_hz, Fraction(1, self.audio_hz)
+        sound.sample_rate, sound.time_base = rate, Fraction(1, rate)
         sound.pts = self.samples
         self._container.mux(self._audio.encode(sound))
         self.samples += samples.size
@@ -222,7 +225,8 @@ class VideoWriter:
 
     def _flush(self) -> None:
         for stream in (self._video, self._audio):
-            self._container.mux(stream.encode(None))
+            if stream is not None:
+                self._container.mux(stream.encode(None))
         self._container.close()
 
     def discard(self) -> None:

@@ -1,5 +1,7 @@
 """wav2vec 2.0 in its "stable layer norm" form, and the way of its features to video rate (live_avatar.md section 2)."""
 
+from typing import Any, NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ from avatar_jax.core.spec import Leaf, stack
 from avatar_jax.nn import dense, kv, norm
 from avatar_jax.nn.attention import attend, split_heads
 
+Array = Any  # of numpy or JAX
 NORMAL_EPS = 1e-7  # of the published feature extractor's normalisation
+STEPS_HZ = 50.0  # features a second
 BETWEEN_HZ = 30  # features pass through this rate on their way to the video's, as published
 
 
@@ -88,12 +92,14 @@ def _place(p: dict, x: jax.Array, cfg: Wav2Vec2Config) -> jax.Array:
     return jax.nn.gelu(y, approximate=False)
 
 
-def apply(p: dict, waveform: jax.Array, *, cfg: Wav2Vec2Config) -> jax.Array:
+def apply(p: dict, waveform: jax.Array, steps: jax.Array | None = None, *, cfg: Wav2Vec2Config) -> jax.Array:
     """All hidden states of normalised sound.
 
     Args:
       p: weights.
       waveform: from `normalise`, [B, n].
+      steps: int32 [], feature steps that count, where the sound is followed by filling: the first `steps` states are
+        those of the sound alone. None for all.
       cfg: the encoder.
 
     Returns:
@@ -102,12 +108,15 @@ def apply(p: dict, waveform: jax.Array, *, cfg: Wav2Vec2Config) -> jax.Array:
     chex.assert_rank(waveform, 2)
     h = convolve(p, waveform, cfg=cfg)
     x = dense.apply(p["projection"], _layer_norm(p["projection"]["norm"], h, cfg.eps))
+    counts = None if steps is None else jnp.arange(x.shape[1]) < steps
+    x = x if counts is None else jnp.where(counts[:, None], x, 0.0)
+    seen = None if counts is None else counts[None, None, None]
     first = x + _place(p["position"], x, cfg)
 
     def body(x, weights, _):
         h = _layer_norm(weights["norm1"], x, cfg.eps)
         q, k, v = (split_heads(dense.apply(weights[name], h), cfg.heads) for name in "qkv")
-        x = x + dense.apply(weights["o"], attend(q, k, v, None, kernel="reference").reshape(x.shape))
+        x = x + dense.apply(weights["o"], attend(q, k, v, seen, kernel="reference").reshape(x.shape))
         h = dense.apply(weights["in"], _layer_norm(weights["norm2"], x, cfg.eps))
         x = x + dense.apply(weights["out"], jax.nn.gelu(h, approximate=False))
         return x, x
@@ -117,35 +126,46 @@ def apply(p: dict, waveform: jax.Array, *, cfg: Wav2Vec2Config) -> jax.Array:
     return jnp.concatenate([first[None], states[:-1], last[None]])
 
 
-def resample(states: np.ndarray, steps_hz: float = 50.0) -> np.ndarray:
+class Places(NamedTuple):
+    """Where features are read between steps: (1 - share) of step `low` and `share` of step `high`, or silence."""
+
+    low: np.ndarray  # int32 [n]
+    high: np.ndarray  # int32 [n]
+    share: np.ndarray  # float32 [n]
+    heard: np.ndarray  # bool [n]
+
+
+def between(steps: int) -> int:
+    """Number of 30 Hz features that so many 50 Hz ones become."""
+    return int(steps / STEPS_HZ * BETWEEN_HZ)
+
+
+def places(indices: np.ndarray, steps: int) -> Places:
+    """Where the 30 Hz features `indices` lie among `steps` 50 Hz ones, ends on ends; silence past the last."""
+    last = between(steps) - 1
+    at = np.minimum(indices, last).astype(np.float64) * (steps - 1) / max(last, 1)
+    low = np.minimum(at.astype(np.int32), steps - 1)
+    high = np.minimum(low + 1, steps - 1).astype(np.int32)
+    return Places(low, high, (at - low).astype(np.float32), indices <= last)
+
+
+def read(states: Array, at: Places) -> Array:
+    """Features [layers, steps, D] at places, [layers, n, D]."""
+    share = at.share[None, :, None]
+    return (states[:, at.low] * (1.0 - share) + states[:, at.high] * share) * at.heard[None, :, None]
+
+
+def resample(states: np.ndarray) -> np.ndarray:
     """Features [layers, steps, D] from 50 to 30 a second, linearly between the first and the last."""
     steps = states.shape[1]
-    wanted = int(steps / steps_hz * BETWEEN_HZ)
-    at = np.arange(wanted, dtype=np.float64) * (steps - 1) / max(wanted - 1, 1)
-    low = np.minimum(at.astype(np.int64), steps - 1)
-    share = (at - low)[None, :, None].astype(np.float32)
-    return states[:, low] * (1.0 - share) + states[:, np.minimum(low + 1, steps - 1)] * share
+    return read(states, places(np.arange(between(steps)), steps))
 
 
-def frame_indices(between: int, *, fps: int, clip_frames: int) -> tuple[np.ndarray, int]:
-    """Which 30 Hz feature each video frame hears (section 11.6).
-
-    Args:
-      between: number of 30 Hz features.
-      fps: video frames a second.
-      clip_frames: video frames of a clip; the recording is filled up to whole clips.
-
-    Returns:
-      indices, those at or past `between` meaning silence, and the number of clips.
-    """
-    clips = int(between / (clip_frames * (BETWEEN_HZ / fps))) + 1
-    frames = clips * clip_frames
-    places = np.linspace(0, frames / fps, frames, endpoint=False) * BETWEEN_HZ
-    return np.round(places).astype(np.int64), clips
+def frame_indices(first: int, count: int, *, fps: int) -> np.ndarray:
+    """Which 30 Hz feature each of `count` video frames hears (section 11.6), int64 [count]."""
+    return np.round(np.arange(first, first + count) / fps * BETWEEN_HZ).astype(np.int64)
 
 
-def to_video(states: np.ndarray, *, fps: int, clip_frames: int) -> np.ndarray:
-    """30 Hz features [layers, n, D] to one row a video frame, zeros past their end: [clips clip_frames, layers, D]."""
-    indices, _ = frame_indices(states.shape[1], fps=fps, clip_frames=clip_frames)
-    heard = states[:, np.minimum(indices, states.shape[1] - 1)] * (indices < states.shape[1])[None, :, None]
-    return heard.transpose(1, 0, 2)
+def clip_frames(steps: int, *, fps: int, clip: int) -> int:
+    """Video frames of a recording filled up to whole clips of `clip` frames, as published: at least one too many."""
+    return (int(between(steps) / (clip * (BETWEEN_HZ / fps))) + 1) * clip

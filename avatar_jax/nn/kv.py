@@ -88,6 +88,11 @@ def nothing(weights: Any) -> Any:
     return ((),) * len(weights) if isinstance(weights, tuple) else ()
 
 
+def each(weights: Any, f: Callable[..., Any], *states: Any) -> Any:
+    """What `f` makes of every layer's states, in the layout of `weights`."""
+    return tuple(map(f, *states)) if isinstance(weights, tuple) else jax.vmap(f)(*states)
+
+
 def loop(
     body: Callable[..., tuple[Any, Any]], x: Any, weights: Any, *states: Any, start: int, stop: int
 ) -> tuple[Any, Any]:

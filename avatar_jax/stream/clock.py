@@ -9,15 +9,16 @@ block b shows exactly video frames [b T, (b + 1) T).
 import jax
 import numpy as np
 
-from avatar_jax.core.config import Config
+from avatar_jax.core.config import Config, PictureConfig
+from avatar_jax.models import condition
 from avatar_jax.nn import rope
 
-STILL = np.array([0])  # the reference among its own tokens: only differences of positions count
+STILL = np.array([condition.REFERENCE_TIME])  # the reference among the condition tokens
 
 
 def frames_of(samples: int, cfg: Config) -> int:
     """Video frames that show a recording of `samples` samples: the last one may be partly silence."""
-    return -(-samples // cfg.mel.samples_per_frame)
+    return -(-samples // cfg.samples_per_frame)
 
 
 def blocks_of(video_frames: int, cfg: Config) -> int:
@@ -30,19 +31,38 @@ def times(block: int, cfg: Config) -> np.ndarray:
     return np.arange(block * cfg.stream.block_latents, (block + 1) * cfg.stream.block_latents)
 
 
-def reference_time(block: int, cfg: Config) -> np.ndarray:
-    """Rotary time position of the reference, which rolls ahead of the stream (section 6.4), int64 [1]."""
-    return np.array([block * cfg.stream.block_latents + cfg.stream.reference_offset])
+def reference_times(block: int, cfg: Config) -> np.ndarray:
+    """Rotary time position of the reference in each network call of a block, int64 [calls].
+
+    It rolls ahead of the stream (live_avatar.md section 6.4): with s the block's first latent and R drawn anew for
+    every call, max(s + R, `reference_from`). R depends on the seed and the block alone.
+    """
+    low, high = cfg.stream.reference_ahead
+    drawn = np.random.default_rng([cfg.stream.seed, block]).integers(low, high, cfg.stream.calls, endpoint=True)
+    return np.maximum(block * cfg.stream.block_latents + drawn, cfg.stream.reference_from)
 
 
-def grid_phase(positions: jax.Array | np.ndarray, cfg: Config) -> rope.Phase:
+def grid_phase(positions: jax.Array | np.ndarray, cfg: PictureConfig) -> rope.Phase:
     """Phases of every token of the latent frames at `positions`, [F] or [B, F]."""
     return rope.grid_phase(positions, cfg.grid, head_size=cfg.dit.head_size, theta=cfg.dit.rope_theta)
 
 
+def condition_phase(time: np.ndarray, cfg: PictureConfig) -> rope.Phase:
+    """Phases of the condition tokens [R, K/2], the reference at `time` [1]; motion stands where it always does."""
+    reference = grid_phase(time, cfg)
+    if not cfg.dit.motion_latents:
+        return reference
+    return rope.join(reference, condition.motion_phase(cfg.grid, cfg.latent_size, cfg.dit))
+
+
 def phases(block: int, cfg: Config) -> tuple[rope.Phase, rope.Phase]:
-    """Phases of a block's tokens and of the reference seen from it, exact at any block number."""
-    return grid_phase(times(block, cfg), cfg), grid_phase(reference_time(block, cfg), cfg)
+    """Phases of a block's tokens, [S, K/2], and of the condition tokens in each of its calls, [calls, R, K/2].
+
+    Exact at any block number.
+    """
+    seen = [condition_phase(time[None], cfg) for time in reference_times(block, cfg)]
+    ahead = rope.Phase(*(np.stack(side) for side in zip(*seen, strict=True)))
+    return grid_phase(times(block, cfg), cfg), ahead
 
 
 def place(block: int, cfg: Config) -> tuple[np.ndarray, np.ndarray]:

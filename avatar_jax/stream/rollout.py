@@ -8,41 +8,86 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.core.config import Config
+from avatar_jax.core.config import Config, StreamConfig
 from avatar_jax.diffusion import flow, schedule
 from avatar_jax.models import audio, condition, dit, vae
 from avatar_jax.nn import kv
+from avatar_jax.nn.rope import Phase
 from avatar_jax.stream import clock
-from avatar_jax.stream.state import BlockInput, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
+
+LEVELS = {"shifted": schedule.sigmas, "published": schedule.published}
 
 
-def _memory(p: dict, reference: jax.Array, cfg: Config) -> Any:
-    """One memory with nothing but the reference [B, 1, h, w, C] in it."""
-    tokens = condition.embed_reference(p, reference, cfg.dit)
-    held = dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
-    slots = cfg.stream.window_blocks * cfg.stream.block_latents * cfg.tokens_per_frame
-    if isinstance(p["blocks"], tuple):
-        return tuple(kv.empty(k, v, slots) for k, v in held)
-    return jax.vmap(functools.partial(kv.empty, slots=slots))(*held)
+def levels(cfg: StreamConfig) -> np.ndarray:
+    """Noise levels of a block's steps, from 1 to 0, float32 [steps + 1]."""
+    return LEVELS[cfg.levels](cfg.steps, cfg.shift)
 
 
-def start(weights: Weights, reference: jax.Array, *, cfg: Config) -> StreamState:
-    """The state before block 0.
+def view(p: dict, portrait: jax.Array, *, cfg: Config) -> Scene:
+    """The scene of a portrait: its latent, and its latents as a still video (live_avatar.md section 11.2).
+
+    Args:
+      p: weights of the VAE.
+      portrait: in [-1, 1], [B, 1, H, W, 3].
+      cfg: the run.
+    """
+    reference, tail = vae.encode_first(p, portrait, cfg=cfg.vae)
+    frames = jnp.repeat(portrait, cfg.vae.temporal_stride, 1)
+
+    def stand(tail: vae.Tail, _):
+        latent, tail = vae.encode_step(p, tail, frames, cfg=cfg.vae)
+        return tail, latent[:, 0]
+
+    more = max(cfg.dit.motion_latents, cfg.stream.warm_latents) - 1
+    if not more:
+        return Scene(reference, reference)
+    _, latents = jax.lax.scan(stand, tail, length=more)
+    return Scene(reference, jnp.concatenate([reference, jnp.moveaxis(latents, 0, 1)], 1))
+
+
+def _condition(p: dict, scene: Scene, cfg: Config) -> Any:
+    """Keys and values of the scene's condition tokens in every layer."""
+    if cfg.dit.motion_latents:
+        tokens = condition.embed_all(p, scene.reference, scene.still, cfg.dit)
+    else:
+        tokens = condition.embed_reference(p, scene.reference, cfg.dit)
+    return dit.prefill(p, tokens, clock.condition_phase(clock.STILL, cfg), scene.cross, cfg=cfg.dit)
+
+
+def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
+    """The state before block 0: memories with nothing but the scene in them, and a decoder that has seen it.
 
     Args:
       weights: networks, transformer in streaming layout.
-      reference: the portrait in [-1, 1], [B, 1, H, W, 3].
+      scene: from `view`.
       cfg: the run.
     """
-    latent, _ = vae.encode_first(weights.vae, reference, cfg=cfg.vae)
-    _, tail = vae.decode_first(weights.vae, latent, cfg=cfg.vae)
+    held = _condition(weights.dit, scene, cfg)
+    slots = cfg.stream.window_blocks * cfg.stream.block_latents * cfg.tokens_per_frame
+    memory = kv.each(weights.dit["blocks"], lambda keys_values: kv.empty(*keys_values, slots=slots), held)
+    _, tail = vae.decode_first(weights.vae, scene.still[:, :1], cfg=cfg.vae)
+    if cfg.stream.warm_latents > 1:
+        _, tail = vae.decode_step(weights.vae, tail, scene.still[:, 1 : cfg.stream.warm_latents], cfg=cfg.vae)
     memories = cfg.stream.steps if cfg.stream.history == "timestep" else 1
-    memory = _memory(weights.dit, latent, cfg)
     return StreamState(tuple(jax.tree.map(jnp.copy, memory) for _ in range(memories)), tail)
 
 
-def denoise(p: dict, caches: tuple[Any, ...], block: BlockInput, *, cfg: Config) -> tuple[tuple[Any, ...], jax.Array]:
-    """Draws one block: noise to latents through `cfg.stream.steps` Euler steps.
+def adapt(weights: Weights, state: StreamState, scene: Scene, *, cfg: Config) -> StreamState:
+    """The same stream with another scene: the condition part of every memory anew, rings as they are (section 6.5)."""
+    held = _condition(weights.dit, scene, cfg)
+    blocks = weights.dit["blocks"]
+    caches = tuple(
+        kv.each(blocks, lambda layer, keys_values: kv.refill(layer, *keys_values), cache, held)
+        for cache in state.caches
+    )
+    return StreamState(caches, state.tail)
+
+
+def denoise(
+    p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, cfg: Config
+) -> tuple[tuple[Any, ...], jax.Array]:
+    """Draws one block: noise to latents through `cfg.stream.steps` Euler steps (section 11.4).
 
     With "timestep" history step k reads and writes memory k, whose keys are all at step k's noise level; with
     "clean" history the steps overwrite the block's slot of the one memory and a last pass at t = 0 leaves clean keys.
@@ -51,43 +96,65 @@ def denoise(p: dict, caches: tuple[Any, ...], block: BlockInput, *, cfg: Config)
       the memories with this block committed, and its latents [B, F, h, w, C].
     """
     voice = audio.encode(p["audio"]["encoder"], block.features, context=cfg.stream.audio_context, cfg=cfg.dit)
-    at = {
-        "voices": (voice,),
-        "phase": block.phase,
-        "reference_phase": block.reference_phase,
-        "slots": block.slots,
-        "filled": block.filled,
-    }
-    levels = schedule.sigmas(cfg.stream.steps, cfg.stream.shift)
     memories, x = list(caches), block.noise
-    for step, (level, below) in enumerate(itertools.pairwise(levels)):
-        memory = step % len(memories)
-        memories[memory], v = dit.apply_block(p, memories[memory], x, level, **at, cfg=cfg.dit)
-        x = flow.euler(x, v, level, below)
+
+    def call(number: int, x: jax.Array, level: np.floating) -> jax.Array:
+        memory = number % len(memories)
+        memories[memory], v = dit.apply_block(
+            p,
+            memories[memory],
+            x,
+            level,
+            phase=block.phase,
+            reference_phase=Phase(*(side[number] for side in block.reference_phase)),
+            slots=block.slots,
+            filled=block.filled,
+            voices=(voice,),
+            cross=cross,
+            given=condition.Given(pose=block.pose),
+            cfg=cfg.dit,
+        )
+        return v
+
+    for step, (level, below) in enumerate(itertools.pairwise(levels(cfg.stream))):
+        x = flow.euler(x, call(step, x, level), level, below)
     if cfg.stream.history == "clean":
-        memories[0], _ = dit.apply_block(p, memories[0], x, np.float32(0.0), **at, cfg=cfg.dit)
+        call(cfg.stream.steps, x, np.float32(0.0))
     return tuple(memories), x
 
 
-def block(weights: Weights, state: StreamState, inputs: BlockInput, *, cfg: Config) -> tuple[StreamState, jax.Array]:
+def block(
+    weights: Weights, state: StreamState, inputs: BlockInput, cross: Any = None, *, cfg: Config
+) -> tuple[StreamState, tuple[jax.Array, jax.Array]]:
     """One block from noise to pixels.
 
     Returns:
-      the state after it, and uint8 frames [B, T, H, W, 3].
+      the state after it; its latents [B, F, h, w, C], and uint8 frames [B, T, H, W, 3].
     """
-    caches, latent = denoise(weights.dit, state.caches, inputs, cfg=cfg)
+    caches, latent = denoise(weights.dit, state.caches, inputs, cross, cfg=cfg)
     pixels, tail = vae.decode_step(weights.vae, state.tail, latent, cfg=cfg.vae)
-    frames = vae.to_uint8(pixels)
-    return StreamState(caches, tail), frames
+    return StreamState(caches, tail), (latent, vae.to_uint8(pixels))
+
+
+@functools.lru_cache(maxsize=8)
+def make_view(cfg: Config):
+    """`view` compiled for `cfg`: (weights of the VAE, portrait) -> scene."""
+    return jax.jit(functools.partial(view, cfg=cfg))
 
 
 @functools.lru_cache(maxsize=8)
 def make_start(cfg: Config):
-    """`start` compiled for `cfg`, once for all avatars: (weights, reference) -> state."""
-    return jax.jit(lambda weights, reference: start(weights, reference, cfg=cfg))
+    """`start` compiled for `cfg`, once for all avatars: (weights, scene) -> state."""
+    return jax.jit(functools.partial(start, cfg=cfg))
+
+
+@functools.lru_cache(maxsize=8)
+def make_adapt(cfg: Config):
+    """`adapt` compiled for `cfg`, state donated: (weights, state, scene) -> state."""
+    return jax.jit(functools.partial(adapt, cfg=cfg), donate_argnums=1)
 
 
 @functools.lru_cache(maxsize=8)
 def make_block(cfg: Config):
-    """`block` compiled for `cfg`, once for all avatars, state donated: (weights, state, inputs) -> (state, frames)."""
-    return jax.jit(lambda weights, state, inputs: block(weights, state, inputs, cfg=cfg), donate_argnums=1)
+    """`block` compiled for `cfg`, state donated: (weights, state, inputs, cross) -> (state, (latents, frames))."""
+    return jax.jit(functools.partial(block, cfg=cfg), donate_argnums=1)

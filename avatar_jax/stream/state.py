@@ -10,6 +10,15 @@ from avatar_jax.nn.rope import Phase
 
 
 @flax.struct.dataclass
+class Scene:
+    """What a stream shows, until someone changes it."""
+
+    reference: jax.Array  # latent of the portrait [B, 1, h, w, C]
+    still: jax.Array  # latents of the portrait standing still, [B, n, h, w, C]: motion, and what the decoder saw
+    cross: Any = None  # the prompt, from `dit.remember`, or None
+
+
+@flax.struct.dataclass
 class StreamState:
     """What a block reads and replaces.
 
@@ -28,9 +37,10 @@ class BlockInput:
     features: jax.Array  # sound, [B, context + frames, layers, audio_width]
     noise: jax.Array  # [B, F, h, w, C]
     phase: Phase  # of the block's tokens
-    reference_phase: Phase
+    reference_phase: Phase  # of the condition tokens in each network call, [calls, R, K/2]
     slots: jax.Array  # int32 [1], ring slot of this block
     filled: jax.Array  # int32 [], ring tokens that hold something, this block included
+    pose: jax.Array | None = None  # latents of a pose video, [B, F, h, w, C]; None for no pose
 
 
 @flax.struct.dataclass

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avatar_jax.core import check, spec
 from avatar_jax.core import config as configs
-from avatar_jax.core import spec
 from avatar_jax.data import controls, source
 from avatar_jax.io.audio import open_audio
 from avatar_jax.io.image import load_portrait
@@ -38,7 +38,7 @@ row = functools.partial(report.row, "first_light")
 
 @functools.lru_cache
 def config() -> configs.Config:
-    return configs.validate(get_config())
+    return check.validate(get_config())
 
 
 @functools.lru_cache

@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 
 from avatar_jax.core import spec as specs
 from avatar_jax.core import tree
+from avatar_jax.core.published import UMT5_XXL
 from avatar_jax.io.convert import table, wan, wan_vae
-from avatar_jax.io.convert import umt5 as convert_umt5
 from avatar_jax.io.convert.published import Tensors
 from avatar_jax.models import condition, dit, umt5, vae
 from avatar_jax.nn import rope
@@ -76,7 +76,7 @@ def test_full_size_counts():
         "VAE tensors": _tensors(wan_vae.table(autoencoder), held),
     }
     promised = dict(zip(found, (16_295_755_609, 1260, 676_331_520, 896, 126_892_531, 194), strict=True))
-    text = specs.count(umt5.spec(convert_umt5.XXL))
+    text = specs.count(umt5.spec(UMT5_XXL))
     wrong = {name: count for name, count in found.items() if count != promised[name]}
     figure = f"{len(found) - len(wrong)} of {len(found)} exact{wrong or ''}; UMT5 {text / 1e9:.3f} B"
     met = not wrong and f"{text / 1e9:.3f}" == "5.681"

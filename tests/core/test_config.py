@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from avatar_jax.core import config
+from avatar_jax.core import check, config
 from configs.tiny import get_config
 
 
 def test_the_shipped_config_is_valid_and_hashable():
-    cfg = config.validate(get_config())
+    cfg = check.validate(get_config())
     assert hash(cfg) == hash(get_config()) and cfg == get_config()
     assert (cfg.block_frames, cfg.block_samples, cfg.grid) == (12, 7680, (6, 6))
     assert json.loads(config.to_json(cfg))["stream"]["steps"] == cfg.stream.steps
@@ -26,7 +26,11 @@ def test_the_shipped_config_is_valid_and_hashable():
         ("dit", "heads", 5),
         ("dit", "audio_inject", (0, 99)),
         ("dit", "layer_loop", "while"),
-        ("mel", "hop_samples", 150),
+        ("sound", "hop_samples", 150),
+        ("stream", "levels", "even"),
+        ("stream", "reference_ahead", (5, 4)),
+        ("stream", "audio_ahead", 3),
+        ("stream", "warm_latents", 2),
         ("vae", "temporal", (True,)),
     ],
 )
@@ -34,7 +38,7 @@ def test_the_refusal_names_the_field(section, field, value):
     cfg = get_config()
     setattr(cfg, section, dataclasses.replace(getattr(cfg, section), **{field: value}))
     with pytest.raises(ValueError, match=rf"config\.{section}\.{field}="):
-        config.validate(cfg)
+        check.validate(cfg)
 
 
 def test_a_near_miss_is_suggested():

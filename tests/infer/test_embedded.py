@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avatar_jax.core import config as configs
+from avatar_jax.core import check
 from avatar_jax.io.audio import open_audio
 from avatar_jax.io.image import load_portrait
 from avatar_jax.stream import session
@@ -16,7 +16,7 @@ LIMIT_MB = 40
 @pytest.fixture(scope="module")
 def performance() -> tuple[np.ndarray, np.ndarray]:
     """The embedded portrait, and the frames in which it says three seconds of the embedded recording."""
-    cfg = configs.validate(get_config())
+    cfg = check.validate(get_config())
     portrait = load_portrait(door.embedded("portrait.png"), height=cfg.video.height, width=cfg.video.width)
     with open_audio(door.embedded("speech.wav"), audio_hz=cfg.mel.audio_hz) as sound:
         samples = sound.read(3 * cfg.mel.audio_hz)

@@ -70,7 +70,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], str]] = {  # changed fl
     "existing figures": ({"output": "{}/package.mp4"}, [], "package.json: exists already"),
     "missing folder": ({"output": "{}/nowhere/talk.mp4"}, [], "does not exist; create it first"),
     "not mp4": ({"output": "{}/talk.avi"}, [], "not an .mp4 name"),
-    "no weights": ({"checkpoint": "{}"}, [], "dit.safetensors is missing"),
+    "no weights": ({"checkpoint": "{}"}, [], "holds neither dit.safetensors nor dit/"),
     "unknown field": ({}, ["--config.stream.stepz=4"], "no such field; did you mean --config.stream.steps"),
     "unknown group": ({}, ["--config.strem.steps=4"], "no such field; did you mean --config.stream.steps"),
     "a group": ({}, ["--config.stream=4"], "--config.stream: no such field"),

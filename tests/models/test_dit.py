@@ -1,7 +1,6 @@
 """The oracle identity of the transformer: streaming over a ring equals the whole sequence under the mask."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 
 from avatar_jax.core import spec
-from avatar_jax.core.config import Config, validate
+from avatar_jax.core.check import validate
+from avatar_jax.core.config import Config
 from avatar_jax.models import audio, condition, dit, mask
 from avatar_jax.nn import kv, rope
 from avatar_jax.stream import clock
@@ -56,8 +56,14 @@ def _voice(p: dict, features: jax.Array, cfg: Config) -> audio.Voice:
     return audio.encode(p["audio"]["encoder"], features, context=cfg.stream.audio_context, cfg=cfg.dit)
 
 
+def _phases(block: int, cfg: Config) -> tuple[rope.Phase, rope.Phase]:
+    """Of a block's tokens, and of the reference in its first call."""
+    phase, ahead = clock.phases(block, cfg)
+    return phase, rope.Phase(*(side[0] for side in ahead))
+
+
 def whole(p: dict, given: dict, cfg: Config) -> jax.Array:
-    parts = [clock.phases(block, cfg) for block in range(BLOCKS)]
+    parts = [_phases(block, cfg) for block in range(BLOCKS)]
     phase, ahead = (rope.Phase(*map(np.concatenate, zip(*side, strict=True))) for side in zip(*parts, strict=True))
     tokens = cfg.tokens_per_frame
     seen = mask.with_reference(BLOCKS, cfg.stream.window_blocks, cfg.stream.block_latents * tokens, tokens)
@@ -69,18 +75,13 @@ def whole(p: dict, given: dict, cfg: Config) -> jax.Array:
 
 def streamed(p: dict, given: dict, cfg: Config, first: int = 0) -> jax.Array:
     held, length = _held(p, given, cfg), cfg.stream.block_latents
-    slots = cfg.stream.window_blocks * length * cfg.tokens_per_frame
-    layered = isinstance(held[0][0], jax.Array) and isinstance(p["blocks"], tuple)
-    cache = (
-        tuple(kv.empty(k, v, slots) for k, v in held)
-        if layered
-        else jax.vmap(functools.partial(kv.empty, slots=slots))(*held)
-    )
+    room = cfg.stream.window_blocks * length * cfg.tokens_per_frame
+    cache = kv.each(p["blocks"], lambda keys_values: kv.empty(*keys_values, slots=room), held)
     out = []
     for block in range(BLOCKS):
         frames = slice(block * length, (block + 1) * length)
         heard = given["features"][:, 4 * frames.start : cfg.stream.audio_context + 4 * frames.stop]
-        phase, ahead = clock.phases(first + block, cfg)
+        phase, ahead = _phases(first + block, cfg)
         slots, filled = clock.place(block, cfg)
         cache, v = dit.apply_block(
             p, cache, given["latent"][:, frames], given["sigma"][0, frames.start], voices=(_voice(p, heard, cfg),),

@@ -74,8 +74,10 @@ def features(case: Case) -> dict[str, float]:
     }
     for name, count, fps in (("25fps", "num_repeat", params["fps"]), ("16fps", "num_repeat_16fps", 16)):
         clip = params["batch_frames"]
-        heard = wav2vec.to_video(between, fps=fps, clip_frames=clip)
-        outputs[f"audio_emb_{name}"] = heard.transpose(1, 2, 0)[None]
-        _, clips = wav2vec.frame_indices(between.shape[1], fps=fps, clip_frames=clip)
-        outputs[count] = np.array([clips])
+        frames = wav2vec.clip_frames(states.shape[1], fps=fps, clip=clip)
+        indices = wav2vec.frame_indices(0, frames, fps=fps)
+        outputs[f"audio_emb_{name}"] = wav2vec.read(states, wav2vec.places(indices, states.shape[1])).transpose(
+            0, 2, 1
+        )[None]
+        outputs[count] = np.array([frames // clip])
     return case.worst(outputs)

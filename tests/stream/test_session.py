@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from avatar_jax.core import spec
-from avatar_jax.core.config import Config, validate
+from avatar_jax.core.check import validate
+from avatar_jax.core.config import TrainingConfig
 from avatar_jax.models import dit, vae
 from avatar_jax.stream import clock, rollout
 from avatar_jax.stream.session import Avatar, Session, make_avatar
@@ -15,7 +16,7 @@ from avatar_jax.stream.state import Weights
 from configs.tiny import get_config
 
 
-def small(history: str) -> Config:
+def small(history: str) -> TrainingConfig:
     cfg = get_config()
     cfg.dit = dataclasses.replace(cfg.dit, width=48, heads=2, layers=2, ffn=64, audio_inject=(0,), freq=32)
     cfg.vae = dataclasses.replace(cfg.vae, width=8, mult=(1, 2, 2))
@@ -89,7 +90,8 @@ def test_the_session_equals_a_plain_rollout(avatar):
     seen, state = [], avatar.begin
     session = Session(avatar)
     session._avatar = dataclasses.replace(
-        avatar, block=lambda weights, now, inputs: rollout.block(weights, now, inputs, cfg=cfg)
+        avatar,
+        block=lambda weights, now, inputs, cross: rollout.block(weights, now, inputs, cross, cfg=cfg),
     )
     seen = np.concatenate(session.push_audio(samples))
     assert np.abs(seen.astype(int) - shown.astype(int)).max() <= 1  # rounding to uint8

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from avatar_jax.core import spec
-from avatar_jax.core.config import Config, validate
+from avatar_jax.core.check import validate
+from avatar_jax.core.config import TrainingConfig
 from avatar_jax.models import dit, vae
 from configs.tiny import get_config
 from train import loop, optim, pretrain
 from train import vae as train_vae
 
 
-def small(steps: int = 6) -> Config:
+def small(steps: int = 6) -> TrainingConfig:
     cfg = get_config()
     cfg.dit = dataclasses.replace(cfg.dit, width=32, heads=2, layers=2, ffn=48, audio_inject=(0,), freq=32)
     cfg.vae = dataclasses.replace(cfg.vae, width=8, mult=(1, 1, 1))
@@ -40,11 +41,11 @@ def frames_data() -> grain.DatasetIterator:
     return loop.batches(grain.MapDataset.range(1000).map(draw).batch(2), threads=1, prefetch=1)
 
 
-def vae_state(cfg: Config) -> optim.TrainState:
+def vae_state(cfg: TrainingConfig) -> optim.TrainState:
     return optim.empty(spec.init(vae.spec(cfg.vae), jax.random.key(0)), cfg.train.vae)
 
 
-def window(cfg: Config) -> dict[str, jax.Array]:
+def window(cfg: TrainingConfig) -> dict[str, jax.Array]:
     keys = jax.random.split(jax.random.key(0), 3)
     frames, context = cfg.train.dit_blocks * cfg.stream.block_latents, cfg.stream.audio_context
     return {

@@ -1,20 +1,10 @@
 """The UMT5 encoder as published with Wan (`models_t5_umt5-xxl-enc-bf16.pth`, live_avatar.md section 3)."""
 
 from avatar_jax.core.config import Umt5Config
+from avatar_jax.core.published import UMT5_XXL
 from avatar_jax.io.convert.published import Published
 from avatar_jax.io.convert.table import Source, Table, linear
 
-XXL = Umt5Config(
-    vocabulary=256384,
-    width=4096,
-    attention_width=4096,
-    heads=64,
-    layers=24,
-    ffn=10240,
-    buckets=32,
-    reach=128,
-    eps=1e-6,
-)
 _LINEAR = {
     "q": "attn.q",
     "k": "attn.k",
@@ -39,8 +29,8 @@ def config(published: Published) -> Umt5Config:
         layers=len(layers),
         ffn=published.shape("blocks.0.ffn.fc1.weight")[0],
         buckets=buckets,
-        reach=XXL.reach,
-        eps=XXL.eps,
+        reach=UMT5_XXL.reach,
+        eps=UMT5_XXL.eps,
     )
 
 

@@ -1,12 +1,15 @@
 """The Wan 2.1 VAE as published (`Wan2.1_VAE.pth`, live_avatar.md sections 4 and 13)."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from avatar_jax.core.config import VaeConfig
+from avatar_jax.core.published import WAN_VAE
 from avatar_jax.io.convert import table as tables
 from avatar_jax.io.convert.published import Published
 from avatar_jax.io.convert.table import Source, Table, convolution, convolution2d, flat
@@ -21,15 +24,8 @@ STD += (3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
 
 def config(published: Published) -> VaeConfig:
     """The published geometry, with the width that the file has."""
-    return VaeConfig(
-        width=published.shape("encoder.conv1.bias")[0] if "encoder.conv1.bias" in published.names() else 96,
-        mult=(1, 2, 4, 4),
-        temporal=(False, True, True),
-        res_blocks=2,
-        res_frames=3,
-        latent_channels=16,
-        pixel_patch=1,
-    )
+    found = "encoder.conv1.bias" in published.names()
+    return dataclasses.replace(WAN_VAE, width=published.shape("encoder.conv1.bias")[0]) if found else WAN_VAE
 
 
 def _conv(path: str, key: str, two: bool = False) -> dict[str, Source]:
@@ -78,10 +74,14 @@ def table(cfg: VaeConfig) -> Table:
     return sources | _stages("decoder", "upsamples", up, cfg.res_blocks + 1, "up", cfg.temporal[::-1])
 
 
+def statistics() -> dict[str, jax.Array]:
+    """Mean and standard deviation of the published latents, [C] each."""
+    return {"mean": jnp.array(MEAN), "std": jnp.array(STD)}
+
+
 def load(published: Published, *, origin: str) -> tuple[dict[str, Any], VaeConfig]:
     """The published VAE: weights and configuration. Raises InputError if the file does not fit."""
     cfg = config(published)
     spec = vae.spec(cfg)
-    statistics = {"mean": jnp.array(MEAN), "std": jnp.array(STD)}
     del spec["stats"]
-    return tables.load(table(cfg), spec, published, origin=origin) | {"stats": statistics}, cfg
+    return tables.load(table(cfg), spec, published, origin=origin) | {"stats": statistics()}, cfg

@@ -1,0 +1,96 @@
+"""Is a configuration possible? Each rule names the dotted field, its value and the constraint."""
+
+from typing import Any, TypeVar
+
+from avatar_jax.core import config as configs
+
+Run = TypeVar("Run", bound=configs.PictureConfig)
+LEVELS = ("shifted", "published")
+HISTORIES = ("timestep", "clean")
+AUDIO_HISTORIES = ("heard", "repeated")
+SOLVERS = ("unipc", "dpm", "euler")
+_REACH = 2  # video frames after a frame that its wav2vec2 feature is interpolated from
+
+
+def _require(condition: bool, field: str, value: Any, constraint: str) -> None:
+    if not condition:
+        raise ValueError(f"config.{field}={value!r}: {constraint}")
+
+
+def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+    _require(value in known, field, value, f"must be one of {', '.join(map(repr, known))}")
+
+
+def _picture(cfg: configs.PictureConfig) -> None:
+    v, d, a = cfg.video, cfg.dit, cfg.vae
+    for name, size in (("height", v.height), ("width", v.width)):
+        _require(size > 0 and size % cfg.cell == 0, f"video.{name}", size, f"must be a positive multiple of {cfg.cell}")
+    _require(v.area == 0 or v.area >= 64 * 64, "video.area", v.area, "must be 0 or at least 4096 pixels")
+    _require(len(a.temporal) == len(a.mult) - 1, "vae.temporal", a.temporal, "one per downsampling")
+    _require(a.temporal_stride == 4, "vae.temporal", a.temporal, "the audio encoder needs stride 4")
+    _require(d.latent_channels == a.latent_channels, "dit.latent_channels", d.latent_channels, "must equal vae's")
+    _require(d.heads > 0 and d.width % (2 * d.heads) == 0, "dit.heads", d.heads, f"must split width={d.width} evenly")
+    _require(all(0 <= i < d.layers for i in d.audio_inject), "dit.audio_inject", d.audio_inject, "block out of range")
+    _one_of("dit.layer_loop", d.layer_loop, ("scan", "unroll"))
+
+
+def _text(text: configs.Umt5Config | None, dit: configs.DitConfig) -> None:
+    width = text.width if text else 0
+    _require(dit.text_width == width, "dit.text_width", dit.text_width, f"must equal the text encoder's width {width}")
+
+
+def _mel(m: configs.MelConfig, fps: int) -> None:
+    _require(fps == m.fps, "sound.fps", m.fps, f"must equal video.fps={fps}")
+    _require(m.samples_per_frame % m.hop_samples == 0, "sound.hop_samples", m.hop_samples, "must divide a frame")
+    _require(m.window_samples <= m.fft, "sound.window_samples", m.window_samples, f"must not exceed fft={m.fft}")
+
+
+def _stream(cfg: configs.Config) -> None:
+    d, s, sound, fps = cfg.dit, cfg.stream, cfg.sound, cfg.video.fps
+    _require(sound.audio_hz % fps == 0, "sound.audio_hz", sound.audio_hz, f"must be a multiple of fps={fps}")
+    if isinstance(sound, configs.MelConfig):
+        _mel(sound, fps)
+        _require(s.audio_ahead == 0, "stream.audio_ahead", s.audio_ahead, "log-mel features need nothing ahead: 0")
+    else:
+        _require(s.audio_ahead >= _REACH, "stream.audio_ahead", s.audio_ahead, f"must be at least {_REACH}")
+        _require(s.audio_past >= 0, "stream.audio_past", s.audio_past, "must not be negative")
+    _require(d.audio_width == sound.features, "dit.audio_width", d.audio_width, f"must equal {sound.features} of sound")
+    _require(d.audio_layers == sound.feature_layers, "dit.audio_layers", d.audio_layers, f"{sound.feature_layers}")
+    _require(d.width % d.audio_tokens == 0, "dit.audio_tokens", d.audio_tokens, f"must divide width={d.width}")
+    _text(cfg.text, d)
+    _one_of("stream.engine", s.engine, ("sink",))
+    _one_of("stream.history", s.history, HISTORIES)
+    _one_of("stream.levels", s.levels, LEVELS)
+    _one_of("stream.audio_history", s.audio_history, AUDIO_HISTORIES)
+    for name in ("steps", "block_latents", "window_blocks", "warm_latents"):
+        _require(getattr(s, name) >= 1, f"stream.{name}", getattr(s, name), "must be at least 1")
+    _require(s.shift > 0, "stream.shift", s.shift, "must be positive")
+    low, high = s.reference_ahead
+    _require(low <= high, "stream.reference_ahead", s.reference_ahead, "the smaller distance comes first")
+    _require(s.adapt_blocks >= 0, "stream.adapt_blocks", s.adapt_blocks, "must not be negative")
+    still = max(1, d.motion_latents)
+    _require(s.warm_latents <= still, "stream.warm_latents", s.warm_latents, f"at most {still} are known")
+    _require(s.audio_context >= 5, "stream.audio_context", s.audio_context, "the encoder sees 5 frames back")
+    _require(s.audio_context % 4 == 1, "stream.audio_context", s.audio_context, "must be 1 modulo 4")
+
+
+def _clip(cfg: configs.ClipConfig) -> None:
+    _text(cfg.text, cfg.dit)
+    _require(cfg.dit.audio_width == 0, "dit.audio_width", cfg.dit.audio_width, "a clip from a prompt has no sound: 0")
+    _one_of("sample.solver", cfg.sample.solver, SOLVERS)
+    for name in ("steps", "latents"):
+        _require(getattr(cfg.sample, name) >= 1, f"sample.{name}", getattr(cfg.sample, name), "must be at least 1")
+    _require(cfg.sample.shift > 0, "sample.shift", cfg.sample.shift, "must be positive")
+
+
+def validate(cfg: Run) -> Run:
+    """Returns `cfg` if it describes a possible system; raises ValueError naming the dotted field otherwise."""
+    _picture(cfg)
+    if isinstance(cfg, configs.ClipConfig):
+        _clip(cfg)
+    if isinstance(cfg, configs.Config):
+        _stream(cfg)
+    if isinstance(cfg, configs.TrainingConfig):
+        frames = cfg.data.video_frames
+        _require(frames % cfg.block_frames == 0, "data.video_frames", frames, "whole blocks")
+    return cfg
