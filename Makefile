@@ -1,7 +1,7 @@
 # Everything starts here: each target is complete on a fresh Debian or Ubuntu with Python 3.11 to 3.14.
 #   DEVICE=cpu|cuda12|tpu   overrides the detected device        PYTHON=python3.13   picks the interpreter
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-slow check format acceptance train doctor lock clean
+.PHONY: help install dev demo test test-slow check format acceptance parity train doctor lock clean
 
 export DEVICE PYTHON
 PY := .venv/bin/python
@@ -23,16 +23,20 @@ dev:
 	@./setup.sh --dev
 
 test: dev ## all tests but the slow ones
-	$(PYTEST) -m "not slow and not acceptance"
+	$(PYTEST) -m "not slow and not acceptance and not parity"
 
 test-slow: dev ## the slow tests
-	$(PYTEST) -m "slow and not acceptance"
+	$(PYTEST) -m "slow and not acceptance and not parity"
+
+parity: ## the networks against diffusers and transformers, live, installed in .venv-parity
+	@./setup.sh --parity
+	.venv-parity/bin/python -m pytest -q -m parity tests/parity
 
 check: dev ## format, lint, types and fast tests: what a commit must pass
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m pyright
-	$(PYTEST) -m "not slow and not acceptance"
+	$(PYTEST) -m "not slow and not acceptance and not parity"
 
 format: dev ## let ruff rewrite the sources
 	$(PY) -m ruff format .
@@ -56,6 +60,6 @@ lock: dev ## resolve constraints.txt again, for all Pythons and devices at once
 	  | .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate -; } >constraints.new
 	@mv constraints.new constraints.txt
 
-clean: ## remove .venv and caches (not runs/)
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+clean: ## remove .venv, .venv-parity and caches (not runs/)
+	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

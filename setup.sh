@@ -2,13 +2,13 @@
 # Create .venv and install what avatar_jax needs on this machine. Safe to repeat: the second run is instant.
 #
 #   ./setup.sh [--dev] [--print]      --dev: also the test and check tools; --print: say what it would install
+#   ./setup.sh --parity               .venv-parity: those and the libraries that `make parity` compares with, on CPU
 #   DEVICE=cpu|cuda12|tpu             overrides the detected device
 #   PYTHON=/path/to/python3           overrides the interpreter (3.11 to 3.14)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 venv=.venv
-log=$venv/install.log
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "setup: $*"; exit 2; }
@@ -38,13 +38,14 @@ requirements() {
     *) sed "s/^jax\[cuda12\]/jax[$device]/" requirements.txt ;;
   esac
   if [ "$dev" = 1 ]; then cat requirements-dev.txt; fi
+  if [ "$parity" = 1 ]; then cat requirements-parity.txt; fi
 }
 
 fingerprint() { { echo "$device $("$python" -V)"; requirements; cat constraints.txt; } | cksum; }
 
 size_mb() { # MB to download and MB on disk, as measured on x86-64
   case $device in
-    cpu) echo $((380 + 90 * dev)) $((1400 + 300 * dev)) ;;
+    cpu) echo $((380 + 90 * dev + 330 * parity)) $((1400 + 300 * dev + 1100 * parity)) ;;
     cuda12) echo $((3600 + 90 * dev)) $((6300 + 300 * dev)) ;;
     tpu) echo $((600 + 90 * dev)) $((2200 + 300 * dev)) ;;
   esac
@@ -104,15 +105,17 @@ install_packages() {
 
 # --- main ----------------------------------------------------------------------------------------------------
 
-dev=0 dry=0
+dev=0 dry=0 parity=0
 for argument in "$@"; do
   case $argument in
     --dev) dev=1 ;;
+    --parity) dev=1 parity=1 venv=.venv-parity DEVICE=cpu ;;
     --print) dry=1 ;;
-    *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
 done
 
+log=$venv/install.log
 python=$(find_python)
 device=${DEVICE:-$("$python" -I avatar_jax/core/platform.py)}
 case $device in cpu | cuda12 | tpu) ;; *) die "DEVICE=$device is none of cpu, cuda12, tpu" ;; esac

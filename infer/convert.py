@@ -3,21 +3,25 @@
     python -m infer.convert --source=Wan2.2-S2V-14B --lora=liveavatar.safetensors --output=weights/live_avatar
 
 Finds what the folder holds: the transformer (safetensors shards with `config.json`), `Wan2.1_VAE.pth`,
-`models_t5_umt5-xxl-enc-bf16.pth`, a wav2vec2 folder. Checks every name and shape before writing anything, prints the
-coverage, and goes on where a stopped run left off. Memory stays a few times the largest tensor.
+`models_t5_umt5-xxl-enc-bf16.pth`, a wav2vec2 folder, the tokenizer; or the same in the diffusers layout. Checks every
+name and shape before writing anything, prints the coverage, and goes on where a stopped run left off. Memory stays a
+few times the largest tensor.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from avatar_jax.core import spec as specs
-from avatar_jax.io.convert import store, table, umt5, wan, wan_vae, wav2vec
+from avatar_jax.io.convert import diffusers, store, table, umt5, wan, wan_vae, wav2vec
 from avatar_jax.io.convert.lora import Merged
 from avatar_jax.io.convert.published import Published, open_published
 from avatar_jax.io.errors import InputError
@@ -26,6 +30,8 @@ from infer import door
 FLAGS = flags.FLAGS
 LORA_ALPHA = 64.0  # Live Avatar's, for rank 128 (live_avatar.md section 1.10)
 VAE_FILE, TEXT_FILE = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"
+TOKENIZER = "tokenizer.json"
+TOKENIZERS = (f"google/umt5-xxl/{TOKENIZER}", f"tokenizer/{TOKENIZER}")  # where the two layouts keep it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,36 +62,61 @@ def _described(path: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable JSON file ({error}); download it again") from error
 
 
+@contextlib.contextmanager
+def _reading(config: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """A `config.json`; InputError where a name that is looked up is not in it."""
+    try:
+        yield _described(config)
+    except KeyError as error:
+        raise InputError(f"{config}: {error} is missing; download it again") from error
+
+
 def transformer(folder: pathlib.Path, lora: pathlib.Path | None, alpha: float) -> Part:
-    """The Wan transformer of a folder, the LoRA merged in."""
+    """The Wan transformer of a folder in either layout, the LoRA merged in."""
     from avatar_jax.models import dit
 
     published = open_published(folder)
     published = published if lora is None else Merged(published, open_published(lora), alpha)
-    try:
-        cfg = wan.dit_config(_described(folder / "config.json"), published, layer_loop="scan")
-    except KeyError as error:
-        raise InputError(f"{folder / 'config.json'}: {error} is missing; download it again") from error
+    with _reading(folder / "config.json") as described:
+        if diffusers.is_transformer(described) or (folder.parent / "model_index.json").is_file():
+            diffusers.require_class(described, "transformer")
+            cfg = diffusers.dit_config(described, layer_loop="scan")
+            return Part("dit", folder, cfg, dit.spec(cfg), diffusers.dit_table(cfg), published)
+        cfg = wan.dit_config(described, published, layer_loop="scan")
     return Part("dit", folder, cfg, dit.spec(cfg), wan.table(cfg), published)
 
 
 def autoencoder(path: pathlib.Path) -> Part:
-    """The Wan VAE; its statistics are part of the code."""
+    """The Wan VAE, a file or a diffusers folder; its statistics are part of the code."""
     from avatar_jax.models import vae
 
     published = open_published(path)
-    cfg = wan_vae.config(published)
+    if path.is_dir():
+        with _reading(path / "config.json") as described:
+            diffusers.require_class(described, "vae")
+            cfg = diffusers.vae_config(described)
+        sources = diffusers.vae_table(cfg)
+    else:
+        cfg = wan_vae.config(published)
+        sources = wan_vae.table(cfg)
     spec = {name: leaf for name, leaf in vae.spec(cfg).items() if name != "stats"}
-    return Part("vae", path, cfg, spec, wan_vae.table(cfg), published)
+    return Part("vae", path, cfg, spec, sources, published)
 
 
 def text_encoder(path: pathlib.Path) -> Part:
-    """The UMT5 encoder."""
+    """The UMT5 encoder, a file or a diffusers folder."""
     from avatar_jax.models import umt5 as model
 
     published = open_published(path)
-    cfg = umt5.config(published)
-    return Part("umt5", path, cfg, model.spec(cfg), umt5.table(), published)
+    if path.is_dir():
+        with _reading(path / "config.json") as described:
+            diffusers.require_class(described, "text_encoder")
+            cfg = diffusers.umt5_config(described)
+        sources = diffusers.umt5_table(published)
+    else:
+        cfg = umt5.config(published)
+        sources = umt5.table()
+    return Part("umt5", path, cfg, model.spec(cfg), sources, published)
 
 
 def sound_encoder(folder: pathlib.Path) -> Part:
@@ -96,25 +127,48 @@ def sound_encoder(folder: pathlib.Path) -> Part:
     if not files:
         raise InputError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin; download it again")
     published = open_published(files[0])
-    cfg = wav2vec.config(_described(folder / "config.json"))
+    with _reading(folder / "config.json") as described:
+        cfg = wav2vec.config(described)
     return Part("wav2vec", files[0], cfg, model.spec(cfg), wav2vec.table(cfg, published), published)
+
+
+def _places(source: pathlib.Path) -> dict[str, pathlib.Path]:
+    """What of transformer, VAE and text encoder a folder holds, and where, in either layout."""
+    if (source / "model_index.json").is_file():
+        if (source / "transformer_2").is_dir():
+            raise InputError(f"{source}: holds two transformers; convert one: --source={source / 'transformer'}")
+        return {name: source / name for name in diffusers.CLASSES if (source / name).is_dir()}
+    files = {"vae": source / VAE_FILE, "text_encoder": source / TEXT_FILE}
+    tensors = any(source.glob("*.safetensors")) or any(source.glob("*.safetensors.index.json"))
+    found = {"transformer": source} if tensors else {}
+    return found | {name: path for name, path in files.items() if path.is_file()}
 
 
 def find(source: pathlib.Path, lora: pathlib.Path | None, alpha: float) -> list[Part]:
     """Every network that a folder holds. Raises InputError if there is none."""
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; name the folder as downloaded")
-    parts = []
-    if any(source.glob("*.safetensors")) or any(source.glob("*.safetensors.index.json")):
-        parts.append(transformer(source, lora, alpha))
-    elif lora is not None:
+    places = _places(source)
+    if lora is not None and "transformer" not in places:
         raise InputError(f"{source}: holds no transformer to merge {lora} into")
-    parts += [autoencoder(source / VAE_FILE)] if (source / VAE_FILE).is_file() else []
-    parts += [text_encoder(source / TEXT_FILE)] if (source / TEXT_FILE).is_file() else []
+    parts = [transformer(places["transformer"], lora, alpha)] if "transformer" in places else []
+    parts += [autoencoder(places["vae"])] if "vae" in places else []
+    parts += [text_encoder(places["text_encoder"])] if "text_encoder" in places else []
     parts += [sound_encoder(path.parent) for path in sorted(source.glob("*wav2vec2*/config.json"))]
     if not parts:
         raise InputError(f"{source}: holds no published weights that are known here; see docs/published.md")
     return parts
+
+
+def copy_tokenizer(source: pathlib.Path, output: pathlib.Path) -> str:
+    """Copies the folder's tokenizer, if it has one; returns what to say of it."""
+    found = next((source / name for name in TOKENIZERS if (source / name).is_file()), None)
+    if found is None:
+        return f"{TOKENIZER}: not in {source}; a model with a text encoder needs it for prompts"
+    unfinished = store.partial(output / TOKENIZER)
+    shutil.copyfile(found, unfinished)
+    unfinished.replace(output / TOKENIZER)
+    return f"{TOKENIZER}: copied from {found}"
 
 
 def identity(part: Part, dtype: str, lora: pathlib.Path | None, alpha: float) -> dict[str, Any]:
@@ -130,8 +184,9 @@ def main() -> None:
     door.start_jax()
     if not FLAGS.source or not FLAGS.output:
         raise InputError("--source and --output are needed: the folder as downloaded and the folder to make")
-    output, lora = pathlib.Path(FLAGS.output), pathlib.Path(FLAGS.lora) if FLAGS.lora else None
-    parts = find(pathlib.Path(FLAGS.source), lora, FLAGS.lora_alpha)
+    source, output = pathlib.Path(FLAGS.source), pathlib.Path(FLAGS.output)
+    lora = pathlib.Path(FLAGS.lora) if FLAGS.lora else None
+    parts = find(source, lora, FLAGS.lora_alpha)
     for part in parts:
         if (output / part.name).exists():
             raise InputError(f"{output / part.name}: exists already; choose another --output or remove it")
@@ -141,6 +196,7 @@ def main() -> None:
     from tqdm import tqdm
 
     output.mkdir(parents=True, exist_ok=True)
+    sys.stdout.write(copy_tokenizer(source, output) + "\n")
     for part in parts:
         with tqdm(desc=part.name, unit="array", disable=not sys.stderr.isatty()) as bar:
 

@@ -207,3 +207,15 @@ def test_conversion_of_8_gb(tmp_path):
     assert row(
         "conversion of a sharded 8 GB checkpoint", figure, "under 3 GB, resumable, equal twice", peak < 2.79 and same
     )
+
+
+def test_against_the_libraries(tmp_path):
+    """diffusers and transformers in an environment of their own; every row of tests/parity, and no other."""
+    page, bar = tmp_path / "parity.md", "relative 1e-4, in `make parity`, which installs them itself"
+    environment = os.environ | {"AVATAR_ACCEPTANCE_WRITE": str(page)}
+    done = subprocess.run(["make", "parity"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    rows = report.parse(page.read_text()).get("parity", {}) if page.is_file() else {}
+    figure = "; ".join(f"{name} {found.figure.split()[0]}" for name, found in rows.items()) or done.stderr[-200:]
+    libraries = {"diffusers' Wan transformer", "diffusers' Wan VAE", "transformers' UMT5", "transformers' Wav2Vec2"}
+    met = done.returncode == 0 and set(rows) == libraries and all(found.met == "yes" for found in rows.values())
+    assert row("against libraries live (random weights, three seeds)", figure, bar, met), done.stdout[-2000:]

@@ -41,6 +41,7 @@ def published(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def convert(*arguments: str) -> subprocess.CompletedProcess:
+    """Runs the command."""
     command = [sys.executable, "-m", "infer.convert", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
 
@@ -56,10 +57,11 @@ def test_a_folder_becomes_a_checkpoint(published: pathlib.Path, tmp_path: pathli
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     assert convert(f"--source={published}", f"--output={tmp_path / 'two'}").returncode == 0
-    assert _equal(tmp_path / "one", tmp_path / "two")
+    assert equal(tmp_path / "one", tmp_path / "two")
 
 
-def _equal(one: pathlib.Path, two: pathlib.Path) -> bool:
+def equal(one: pathlib.Path, two: pathlib.Path) -> bool:
+    """Whether two folders hold the same files with the same bytes."""
     files = [sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file()) for root in (one, two)]
     return files[0] == files[1] and not any(filecmp.cmpfiles(one, two, map(str, files[0]), shallow=False)[1:])
 

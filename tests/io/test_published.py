@@ -1,11 +1,8 @@
 """Readers and tables of published weights: what they take, what they refuse, and in which words."""
 
-import io
 import json
 import pathlib
 import pickle
-import sys
-import types
 import zipfile
 
 import numpy as np
@@ -19,58 +16,12 @@ from avatar_jax.io.convert import table
 from avatar_jax.io.convert.lora import Merged
 from avatar_jax.io.convert.published import Pth, Tensors, open_published
 from avatar_jax.io.errors import InputError
+from tests.io import torch_files
 
 
-def _torch(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """The names that a PyTorch file uses, without PyTorch."""
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-
-    def rebuild(*arguments):
-        raise AssertionError("files are read without running anything")
-
-    rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
-    storage = type("FloatStorage", (), {"__module__": "torch"})
-    vars(utils)["_rebuild_tensor_v2"] = rebuild
-    vars(torch).update(FloatStorage=storage, _utils=utils)
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "torch._utils", utils)
-    return torch
-
-
-def _pth(path: pathlib.Path, torch: types.ModuleType, tensors: dict[str, np.ndarray]) -> None:
-    """A file as torch.save writes it."""
-
-    class Stored:
-        def __init__(self, record: str, size: int):
-            self.record, self.size = record, size
-
-    class Tensor:
-        def __init__(self, record: str, array: np.ndarray):
-            self.record, self.array = record, array
-
-        def __reduce__(self):
-            strides = tuple(stride // self.array.itemsize for stride in self.array.strides)
-            storage = Stored(self.record, self.array.size)
-            return torch._utils._rebuild_tensor_v2, (storage, 0, self.array.shape, strides, False, {})
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, obj):
-            if isinstance(obj, Stored):
-                return ("storage", torch.FloatStorage, obj.record, "cpu", obj.size)
-            return None
-
-    buffer = io.BytesIO()
-    Pickler(buffer, protocol=2).dump({name: Tensor(str(i), array) for i, (name, array) in enumerate(tensors.items())})
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("model/data.pkl", buffer.getvalue())
-        for i, array in enumerate(tensors.values()):
-            file.writestr(f"model/data/{i}", array.tobytes(order="A"))
-
-
-def test_pth_is_read_without_torch(tmp_path, monkeypatch):
+def test_pth_is_read_without_torch(tmp_path):
     arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.full(1, 7.0, np.float32)}
-    _pth(tmp_path / "model.pth", _torch(monkeypatch), arrays)
-    monkeypatch.undo()
+    torch_files.write(tmp_path / "model.pth", arrays)
     published = open_published(tmp_path / "model.pth")
     assert published.names() == set(arrays)
     for name, array in arrays.items():
@@ -78,9 +29,9 @@ def test_pth_is_read_without_torch(tmp_path, monkeypatch):
         np.testing.assert_array_equal(published.read(name), array)
 
 
-def test_a_transposed_pth_tensor_keeps_its_strides(tmp_path, monkeypatch):
+def test_a_transposed_pth_tensor_keeps_its_strides(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    _pth(tmp_path / "model.pth", _torch(monkeypatch), {"w": array})
+    torch_files.write(tmp_path / "model.pth", {"w": array})
     np.testing.assert_array_equal(Pth(tmp_path / "model.pth").read("w"), array)
 
 

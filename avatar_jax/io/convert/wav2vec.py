@@ -8,7 +8,7 @@ from avatar_jax.io.convert.published import Published
 from avatar_jax.io.convert.table import Source, Table, affine, convolution1d, dense, flat, require
 
 AUDIO_HZ = 16000
-_UNUSED = ("lm_head.weight", "lm_head.bias", "wav2vec2.masked_spec_embed")  # of recognition and pre-training
+_MODULE = "wav2vec2."  # before every name where the file holds more than the encoder
 
 
 def config(published: Mapping[str, Any]) -> Wav2Vec2Config:
@@ -30,14 +30,16 @@ def config(published: Mapping[str, Any]) -> Wav2Vec2Config:
 
 def table(cfg: Wav2Vec2Config, published: Published) -> Table:
     """Sources of every weight of `wav2vec.spec(cfg)`; the weight norm has an old and a new spelling."""
-    table: dict[str, Source] = {name: Source(name, optional=True) for name in _UNUSED}
+    module = _MODULE if any(name.startswith(_MODULE) for name in published.names()) else ""
+    unused = ("lm_head.weight", "lm_head.bias", f"{module}masked_spec_embed")  # of recognition and pre-training
+    table: dict[str, Source] = {name: Source(name, optional=True) for name in unused}
     for i in range(len(cfg.convolutions)):
-        key = f"wav2vec2.feature_extractor.conv_layers.{i}"
+        key = f"{module}feature_extractor.conv_layers.{i}"
         table |= dense(f"convolutions/{i}", f"{key}.conv", convolution1d)
         table |= affine(f"convolutions/{i}/norm", f"{key}.layer_norm")
-    table |= dense("projection", "wav2vec2.feature_projection.projection")
-    table |= affine("projection/norm", "wav2vec2.feature_projection.layer_norm")
-    position = "wav2vec2.encoder.pos_conv_embed.conv"
+    table |= dense("projection", f"{module}feature_projection.projection")
+    table |= affine("projection/norm", f"{module}feature_projection.layer_norm")
+    position = f"{module}encoder.pos_conv_embed.conv"
     new = f"{position}.parametrizations.weight.original0" in published.names()
     gain, direction = ("parametrizations.weight.original0", "parametrizations.weight.original1")
     gain, direction = (gain, direction) if new else ("weight_g", "weight_v")
@@ -46,11 +48,11 @@ def table(cfg: Wav2Vec2Config, published: Published) -> Table:
         "position/direction": Source(f"{position}.{direction}", convolution1d),
         "position/b": Source(f"{position}.bias"),
     }
-    layer = "wav2vec2.encoder.layers.{}"
+    layer = module + "encoder.layers.{}"
     for name in "qkv":
         table |= dense(f"blocks/{name}", f"{layer}.attention.{name}_proj")
     table |= dense("blocks/o", f"{layer}.attention.out_proj")
     table |= affine("blocks/norm1", f"{layer}.layer_norm") | affine("blocks/norm2", f"{layer}.final_layer_norm")
     table |= dense("blocks/in", f"{layer}.feed_forward.intermediate_dense")
     table |= dense("blocks/out", f"{layer}.feed_forward.output_dense")
-    return table | affine("norm", "wav2vec2.encoder.layer_norm")
+    return table | affine("norm", f"{module}encoder.layer_norm")

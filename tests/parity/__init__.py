@@ -1,0 +1,1 @@
+"""The networks against the libraries that published them, live, on random weights."""
