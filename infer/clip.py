@@ -83,7 +83,7 @@ def main() -> None:
         "denoise_s": round(drawn - start, 2),
         "decode_s": round(time.perf_counter() - drawn, 2),
         "prompts": prompts,
-        "conditions": summary.conditions(cfg, checkpoint, (cfg.video.height, cfg.video.width)),
+        "conditions": summary.conditions(cfg, checkpoint, (cfg.video.height, cfg.video.width), steps=cfg.sample.steps),
         "config": json.loads(configs.to_json(cfg)),
     }
     summary.write_json(output.with_suffix(".json"), figures)

@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 
 from avatar_jax.core import spec as specs
+from avatar_jax.io.checkpoint import TOKENIZER
 from avatar_jax.io.convert import diffusers, store, table, umt5, wan, wan_vae, wav2vec
 from avatar_jax.io.convert.lora import Merged
 from avatar_jax.io.convert.published import Published, open_published
@@ -30,7 +31,7 @@ from infer import door
 FLAGS = flags.FLAGS
 LORA_ALPHA = 64.0  # Live Avatar's, for rank 128 (live_avatar.md section 1.10)
 VAE_FILE, TEXT_FILE = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"
-TOKENIZER = "tokenizer.json"
+
 TOKENIZERS = (f"google/umt5-xxl/{TOKENIZER}", f"tokenizer/{TOKENIZER}")  # where the two layouts keep it
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ def define_config(default: str) -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", default, "The run's configuration module.")
 
 
+def _worth_saying(record: Any) -> bool:
+    """Everything but Orbax's account of every step of every save; --verbosity=1 shows that too."""
+    return logging.get_verbosity() > logging.INFO or record.levelno >= ERROR or "/orbax/" not in record.pathname
+
+
 def _parse(argv: Sequence[str], define: Callable[[], None]) -> list[str]:
     try:
         define()
@@ -99,6 +105,7 @@ def run(main: Callable[[], None], define: Callable[[], None]) -> None:
         main: the program. ValueError (InputError, an impossible configuration) is bad input.
         define: defines the flags.
     """
+    logging.get_absl_logger().addFilter(_worth_saying)
     app.run(lambda _: _guard(main), flags_parser=lambda argv: _parse(argv, define))
 
 

@@ -214,7 +214,7 @@ def main() -> None:
     timing, sync, shown = make_video(request, engine)
     timing.startup_s, timing.compile_s = startup_s, compile_s
     figures = summary.report(timing, sync, request.cfg)
-    figures["conditions"] = summary.conditions(request.cfg, request.checkpoint, shown)
+    figures["conditions"] = summary.conditions(request.cfg, request.checkpoint, shown, steps=request.cfg.stream.steps)
     figures["config"] = json.loads(configs.to_json(request.cfg))
     summary.write_json(request.json, figures)
     sys.stdout.write(summary.text(request.output, figures) + "\n")

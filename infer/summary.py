@@ -71,7 +71,7 @@ class SyncMeter:
         return {"r": round(r, 4), "lag_frames": lag_frames, "measure": measure}
 
 
-def conditions(cfg: configs.Config, checkpoint: Path, shown: tuple[int, int]) -> dict[str, Any]:
+def conditions(cfg: configs.PictureConfig, checkpoint: Path, shown: tuple[int, int], *, steps: int) -> dict[str, Any]:
     """Everything that a speed depends on."""
     import jax
 
@@ -84,7 +84,7 @@ def conditions(cfg: configs.Config, checkpoint: Path, shown: tuple[int, int]) ->
         "dtype": cfg.dit.compute_dtype,
         "resolution": [cfg.video.height, cfg.video.width],
         "shown": list(shown),
-        "steps": cfg.stream.steps,
+        "steps": steps,
         "checkpoint": str(checkpoint),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -118,7 +118,8 @@ def text(path: Path, figures: dict[str, Any]) -> str:
     """The figures as a few lines for people."""
     at, sync = figures["conditions"], figures["lip_sync"]
     rows, columns = at["resolution"]
-    score = f"r {sync['r']:.2f}, best lag {sync['lag_frames']} frames (proxy)" if sync else "too short to tell"
+    untold = "not measured: too short, or not a drawn face"
+    score = f"r {sync['r']:.2f}, best lag {sync['lag_frames']} frames (proxy)" if sync else untold
     startup = f"start-up {figures['startup_s']:.1f} s, {figures['compile_s']:.1f} s of it compiling"
     machine = f"{at['device']} x {at['devices']}, {at['cpu_cores']} cores, {at['dtype']}"
     lines = (

@@ -27,6 +27,7 @@ from avatar_jax.nn import rope
 from tests.acceptance import report
 from tests.published import live_avatar
 from tests.published.case import Case
+from tests.published.folder import shapes
 from tests.published.kinds import KINDS, kind_of
 from tests.published.s2v import voice_of
 
@@ -151,32 +152,20 @@ finally:
 def _large(folder: pathlib.Path) -> int:
     """Writes a float16 transformer of 8 GB in shards, as published; returns its bytes."""
     cfg = wan.dit_config(LARGE, Tensors({}), layer_loop="scan")
-    sources, rng, shards, where, total = wan.table(cfg), np.random.default_rng(0), [{}], {}, 0
+    rng, shards, where, total = np.random.default_rng(0), [{}], {}, 0
     folder.mkdir()
-    for path, leaf in tree.flatten(dit.spec(cfg)).items():
-        for key in sources[path].keys(leaf):
-            shape = sources[path].piece(leaf)
-            shape = _published_shape(sources[path], shape)
-            shards[-1][key] = rng.integers(0, 1 << 14, shape, np.uint16).view(np.float16)
-            where[key] = f"model-{len(shards):05d}.safetensors"
-            total += shards[-1][key].nbytes
-            if sum(value.nbytes for value in shards[-1].values()) > 1e9:
-                save_file(shards[-1], folder / where[key])
-                shards[-1].clear()
-                shards.append({})
+    for key, shape, _ in shapes(dit.spec(cfg), wan.table(cfg)):
+        shards[-1][key] = rng.integers(0, 1 << 14, shape, np.uint16).view(np.float16)
+        where[key] = f"model-{len(shards):05d}.safetensors"
+        total += shards[-1][key].nbytes
+        if sum(value.nbytes for value in shards[-1].values()) > 1e9:
+            save_file(shards[-1], folder / where[key])
+            shards[-1].clear()
+            shards.append({})
     save_file(shards[-1], folder / f"model-{len(shards):05d}.safetensors")
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     (folder / "config.json").write_text(json.dumps(LARGE))
     return total
-
-
-def _published_shape(source: table.Source, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the file, of a weight whose shape here is known."""
-    if source.change is table.linear:
-        return shape[::-1]
-    if source.change is table.patches:
-        return (shape[1], shape[0] // 4, 1, 2, 2)
-    return shape if source.change is table.same else (1, *shape)
 
 
 def _convert(source: pathlib.Path, output: pathlib.Path, seconds: float | None = None) -> int | None:

@@ -86,7 +86,7 @@ def folders(tmp_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     torch_files.write(original / VAE_FILE, weights["wan_vae"])
     torch_files.write(original / TEXT_FILE, weights["umt5"])
     (original / "google" / "umt5-xxl").mkdir(parents=True)
-    (original / "google" / "umt5-xxl" / "tokenizer.json").write_text("{}")
+    (original / "google" / "umt5-xxl" / "spiece.model").write_text("{}")
     cfg = wan.dit_config(described, Tensors(weights["wan_i2v_clip_dit"]), layer_loop="scan")
     autoencoder = wan_vae.config(Tensors(weights["wan_vae"]))
     for name, config, ours, theirs, case, shards in (
@@ -96,7 +96,7 @@ def folders(tmp_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     ):
         _save(other / name, config, _renamed(ours, theirs, 3, weights[case]), shards)
     (other / "tokenizer").mkdir()
-    (other / "tokenizer" / "tokenizer.json").write_text("{}")
+    (other / "tokenizer" / "spiece.model").write_text("{}")
     (other / "model_index.json").write_text("{}")
     return original, other
 
@@ -105,10 +105,10 @@ def test_both_layouts_become_the_same_bytes(folders: tuple[pathlib.Path, pathlib
     for folder, output in zip(folders, ("one", "two"), strict=True):
         done = convert(f"--source={folder}", f"--output={tmp_path / output}")
         assert done.returncode == 0, done.stderr
-        for line in ("dit: 119 mapped", "vae: 194 mapped", "umt5: 32 mapped", "tokenizer.json: copied from"):
+        for line in ("dit: 119 mapped", "vae: 194 mapped", "umt5: 32 mapped", "spiece.model: copied from"):
             assert line in done.stdout
     assert equal(tmp_path / "one", tmp_path / "two")
-    assert (tmp_path / "one" / "tokenizer.json").read_text() == "{}"
+    assert (tmp_path / "one" / "spiece.model").read_text() == "{}"
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -152,7 +152,7 @@ def test_another_model_is_refused(folders: tuple[pathlib.Path, pathlib.Path], ha
 def test_one_subfolder_and_a_tied_name(folders: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path):
     done = convert(f"--source={folders[1] / 'transformer'}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 0 and "dit: 119 mapped" in done.stdout, done.stderr
-    assert "tokenizer.json: not in" in done.stdout
+    assert "spiece.model: not in" in done.stdout
     for names in (["encoder.embed_tokens.weight"], ["shared.weight", "encoder.embed_tokens.weight"]):
         sources = diffusers.umt5_table(Tensors(dict.fromkeys(names, np.zeros(1))))
         assert sources["tokens"].key == names[0]

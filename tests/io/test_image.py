@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from avatar_jax.io.errors import InputError
-from avatar_jax.io.image import load_portrait
+from avatar_jax.io.image import fit_portrait, load_portrait, within
 from tests.io.pictures import bomb
 
 RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -156,3 +156,39 @@ def test_mutated_images_never_raise_anything_else(kind: str, tmp_path: Path, dat
         assert load_portrait(tmp_path / "mutated.bin", height=32, width=32).shape == (32, 32, 3)
     except InputError as error:
         assert "mutated.bin: " in str(error)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "found"),
+    [
+        (1080, 1920, (384, 704)),
+        (1920, 1080, (704, 384)),
+        (1000, 1000, (512, 512)),
+        (300, 300, (320, 320)),
+        (896, 1152, (448, 576)),
+        (704, 1024, (448, 640)),
+    ],
+)
+def test_the_published_sizes_of_an_area(height: int, width: int, found: tuple[int, int]) -> None:
+    assert within(720 * 400, height, width, 64) == found
+
+
+@given(st.integers(16, 8000), st.integers(16, 8000), st.integers(64 * 64, 2**21))
+def test_every_size_fits_its_area(height: int, width: int, area: int) -> None:
+    found = within(area, height, width, 64)
+    assert found is None or (found[0] * found[1] <= area and found[0] % 64 == found[1] % 64 == 0)
+    assert found is not None or max(height, width) > 100 * min(height, width)
+
+
+def test_a_portrait_on_its_side_is_measured_upright(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (1920, 1080))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert fit_portrait(tmp_path / "turned.jpg", area=720 * 400, cell=64) == (704, 384)
+
+
+def test_a_picture_too_long_for_its_area_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (20000, 1)).save(tmp_path / "long.png")
+    with pytest.raises(InputError, match=r"long\.png: 20000 x 1 is too long for 4096 pixels"):
+        fit_portrait(tmp_path / "long.png", area=4096, cell=64)

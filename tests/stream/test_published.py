@@ -1,4 +1,4 @@
-"""The engine as Live Avatar is released: the golden rollout through the state, the clock and the sink of the product."""
+"""The engine as Live Avatar is released: the golden rollout through the product's state, clock and sink."""
 
 import dataclasses
 import functools
