@@ -107,7 +107,7 @@ def apply(p: dict, waveform: jax.Array, *, cfg: Wav2Vec2Config) -> jax.Array:
     def body(x, weights, _):
         h = _layer_norm(weights["norm1"], x, cfg.eps)
         q, k, v = (split_heads(dense.apply(weights[name], h), cfg.heads) for name in "qkv")
-        x = x + dense.apply(weights["o"], attend(q, k, v, None, kernel="reference").reshape(x.shape))
+        x = x + dense.apply(weights["o"], attend(q, k, v, kernel="reference").reshape(x.shape))
         h = dense.apply(weights["in"], _layer_norm(weights["norm2"], x, cfg.eps))
         x = x + dense.apply(weights["out"], jax.nn.gelu(h, approximate=False))
         return x, x

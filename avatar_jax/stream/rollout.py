@@ -52,7 +52,7 @@ def denoise(p: dict, caches: tuple[Any, ...], block: BlockInput, *, cfg: Config)
     """
     voice = audio.encode(p["audio"]["encoder"], block.features, context=cfg.stream.audio_context, cfg=cfg.dit)
     at = {
-        "voices": (voice,),
+        "heard": dit.hear(p, (voice,), cfg=cfg.dit),
         "phase": block.phase,
         "reference_phase": block.reference_phase,
         "slots": block.slots,
@@ -62,10 +62,11 @@ def denoise(p: dict, caches: tuple[Any, ...], block: BlockInput, *, cfg: Config)
     memories, x = list(caches), block.noise
     for step, (level, below) in enumerate(itertools.pairwise(levels)):
         memory = step % len(memories)
-        memories[memory], v = dit.apply_block(p, memories[memory], x, level, **at, cfg=cfg.dit)
+        known = dit.level(p, level, cfg=cfg.dit)
+        memories[memory], v = dit.apply_block(p, memories[memory], x, known, **at, cfg=cfg.dit)
         x = flow.euler(x, v, level, below)
     if cfg.stream.history == "clean":
-        memories[0], _ = dit.apply_block(p, memories[0], x, np.float32(0.0), **at, cfg=cfg.dit)
+        memories[0], _ = dit.apply_block(p, memories[0], x, dit.level(p, np.zeros(()), cfg=cfg.dit), **at, cfg=cfg.dit)
     return tuple(memories), x
 
 
