@@ -92,8 +92,9 @@ def _spread(rows: jax.Array, counts: Counts) -> jax.Array:
     """One row a group to one row a token: [B, G, D] -> [B, S, D], or [B, 1, D] where one group has all tokens."""
     if len(counts) == 1:
         return rows
-    even = len(set(counts)) == 1
-    return jnp.repeat(rows, counts[0] if even else np.array(counts), 1, total_repeat_length=sum(counts))
+    if len(set(counts)) == 1:
+        return jnp.repeat(rows, counts[0], 1)
+    return rows.at[:, np.repeat(np.arange(len(counts)), counts)].get(mode="promise_in_bounds")
 
 
 def _block(
@@ -155,7 +156,7 @@ def _run(
     def listen(x, injector):
         spoken = x[:, :noisy].reshape(len(x), frames, rows * columns, -1)
         spoken = audio.inject(kv.layer(p["audio"]["injectors"], injector), spoken, heard[injector], cfg=cfg)
-        return jnp.concatenate([spoken.reshape(len(x), noisy, -1), x[:, noisy:]], 1)
+        return jax.lax.dynamic_update_slice(x, spoken.reshape(len(x), noisy, -1), (0, 0, 0))
 
     cross = kv.nothing(p["blocks"]) if cross is None else cross
     for start, stop, injector in _segments(cfg):

@@ -2,7 +2,6 @@
 convolutions alone. The compiled programs are held against these numbers."""
 
 import itertools
-import math
 
 from avatar_jax.core.config import DitConfig, VaeConfig
 
@@ -77,21 +76,29 @@ def audio_encoder(cfg: DitConfig, steps: int) -> int:
     return mix + entry + (cfg.audio_tokens + 1) * shared + _linear(quarter, width, width)
 
 
-def decode(cfg: VaeConfig, latents: int, rows: int, columns: int) -> int:
-    """`latents` latent frames of rows x columns to pixels, a stream's step (not its first)."""
+def decode(cfg: VaeConfig, latents: int, rows: int, columns: int, *, border: bool = True) -> int:
+    """`latents` latent frames of rows x columns to pixels, a stream's step (not its first).
+
+    `border`: count products with the zeros around the picture, as most counters do; XLA does not.
+    """
     total = 0
 
-    def convolve(inputs: int, outputs: int, *kernel: int) -> int:
-        return _linear(latents * frames * rows * scale * columns * scale, math.prod(kernel) * inputs, outputs)
+    def taps(size: int, kernel: int) -> int:
+        """Products along one side of the picture."""
+        return size * kernel - (0 if border else kernel - 1)
+
+    def convolve(inputs: int, outputs: int, time: int, side: int = 1) -> int:
+        inside = taps(rows * scale, side) * taps(columns * scale, side)
+        return _linear(latents * frames * inside, time * inputs, outputs)
 
     def residual(inputs: int, outputs: int) -> int:
-        flops = convolve(inputs, outputs, cfg.res_frames, 3, 3) + convolve(outputs, outputs, cfg.res_frames, 3, 3)
+        flops = convolve(inputs, outputs, cfg.res_frames, 3) + convolve(outputs, outputs, cfg.res_frames, 3)
         return flops + (convolve(inputs, outputs, 1) if inputs != outputs else 0)
 
     frames, scale = 1, 1
     widths = [cfg.width * m for m in (cfg.mult[-1], *cfg.mult[::-1])]
     top, pixels = widths[0], rows * columns
-    total += convolve(cfg.latent_channels, cfg.latent_channels, 1) + convolve(cfg.latent_channels, top, 3, 3, 3)
+    total += convolve(cfg.latent_channels, cfg.latent_channels, 1) + convolve(cfg.latent_channels, top, 3, 3)
     total += 2 * residual(top, top) + convolve(top, 4 * top, 1) + 4 * latents * pixels * pixels * top
     for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         inputs = inputs // 2 if stage else inputs
@@ -103,5 +110,5 @@ def decode(cfg: VaeConfig, latents: int, rows: int, columns: int) -> int:
                 total += convolve(outputs, 2 * outputs, 3)
                 frames *= 2
             scale *= 2
-            total += convolve(outputs, outputs // 2, 3, 3)
-    return total + convolve(widths[-1], 3 * cfg.pixel_patch**2, 3, 3, 3)
+            total += convolve(outputs, outputs // 2, 1, 3)
+    return total + convolve(widths[-1], 3 * cfg.pixel_patch**2, 3, 3)

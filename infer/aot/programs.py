@@ -280,7 +280,7 @@ def decode(cfg: VaeConfig, size: Size, place: Place, platform: str) -> Program:
         pixels, tail = vae.decode_step(p, tail, z, cfg=cfg)
         return tail, vae.to_uint8(pixels)
 
-    flops = counts.decode(cfg, size.block_latents, *size.latent)
+    flops = counts.decode(cfg, size.block_latents, *size.latent, border=False)
     return Program("decode", step, (p, tail, z), flops, donated=1)
 
 
