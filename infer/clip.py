@@ -59,9 +59,11 @@ def show(latents: Any, output: Path, checkpoint: Path, cfg: configs.ClipConfig) 
     import jax.numpy as jnp
 
     from avatar_jax.io import checkpoint as checkpoints
+    from avatar_jax.models import vae
     from avatar_jax.stream import clip
 
-    p = jax.tree.map(jnp.asarray, checkpoints.load(checkpoint, "vae", cfg.vae))
+    weights = jax.tree.map(jnp.asarray, checkpoints.load(checkpoint, "vae", cfg.vae))
+    p = vae.lay_out(weights, jax.default_backend())
     video, writing = cfg.video, {"overwrite": FLAGS.overwrite, "vcodec": FLAGS.vcodec}
     with VideoWriter(output, height=video.height, width=video.width, fps=video.fps, audio_hz=None, **writing) as writer:
         for frames in clip.decode(p, latents, cfg=cfg):

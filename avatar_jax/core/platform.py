@@ -65,6 +65,18 @@ def configure_platform() -> str:
     return f"{', '.join(notes)}: JAX runs on {platforms} (JAX_PLATFORMS overrides)" if notes else ""
 
 
+def compiler_options(platform: str, program: str) -> dict[str, bool | int]:
+    """XLA's options for a program ("block", "prefill", "teacher", "decode") on a platform, as `jax.jit` takes them.
+
+    On GPU products go to cuBLASLt, whose epilogues add bias and GELU in the same kernel, and are not merged, because
+    merging concatenates their weights in every call; the VAE's convolutions keep channels last, as they are written.
+    """
+    if platform != "gpu":
+        return {}
+    options: dict[str, bool | int] = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
+    return options | ({"xla_gpu_force_conv_nhwc": True} if program == "decode" else {})
+
+
 def enable_compile_cache(path: str | None = None) -> Path | None:
     """Keep compiled programs on disk, so that the second run starts at once.
 

@@ -92,26 +92,41 @@ def encode(p: dict, features: jax.Array, mask: jax.Array | None = None, *, conte
     return Voice(jnp.concatenate([local, padding], 2)[:, first:], whole[:, first:], mask)
 
 
-def _residual(p: dict, x: jax.Array, voice: Voice, cfg: DitConfig) -> jax.Array:
+class Heard(NamedTuple):
+    """What one injector makes of one voice; it changes with the sound, not with the picture or its noise level."""
+
+    shift: jax.Array  # [B, F, 1, D]
+    scale: jax.Array  # [B, F, 1, D]
+    k: jax.Array  # [B F, audio_tokens + 1, N, K]
+    v: jax.Array  # [B F, audio_tokens + 1, N, K]
+    mask: jax.Array | None  # [B, F, f]
+
+
+def hear(p: dict, voice: Voice, *, cfg: DitConfig) -> Heard:
+    """One injector's side of the sound, in the dtype of the transformer. p: one injector's weights."""
+    whole, local = voice.whole.astype(cfg.compute_dtype), voice.local.astype(cfg.compute_dtype)
+    shift, scale = jnp.split(dense.apply(p["adain"], jax.nn.silu(whole))[:, :, None], 2, -1)
+    k, v = attention.keys_values(p["attention"], local.reshape(-1, *local.shape[2:]), heads=cfg.heads, eps=cfg.eps)
+    return Heard(shift, scale, k, v, voice.mask)
+
+
+def _residual(p: dict, x: jax.Array, heard: Heard, cfg: DitConfig) -> jax.Array:
     """One voice's attention output for the tokens of each latent frame. x: [B, F, f, D]."""
-    batch, frames, tokens, width = x.shape
-    shift, scale = jnp.split(dense.apply(p["adain"], jax.nn.silu(voice.whole))[:, :, None], 2, -1)
-    h = norm.layer_norm(x, norm.TORCH_EPS) * (1.0 + scale) + shift
-    h = h.astype(x.dtype).reshape(batch * frames, tokens, width)
-    sound = voice.local.astype(x.dtype).reshape(batch * frames, -1, width)
-    memory = attention.keys_values(p["attention"], sound, heads=cfg.heads, eps=cfg.eps)
-    out = attention.cross(p["attention"], h, [memory], heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention)
+    h = norm.layer_norm(x, norm.TORCH_EPS) * (1.0 + heard.scale) + heard.shift
+    h = h.astype(x.dtype).reshape(-1, *x.shape[2:])
+    memory = [(heard.k, heard.v)]
+    out = attention.cross(p["attention"], h, memory, heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention)
     out = out.reshape(x.shape)
-    return out if voice.mask is None else out * voice.mask[..., None].astype(x.dtype)
+    return out if heard.mask is None else out * heard.mask[..., None].astype(x.dtype)
 
 
-def inject(p: dict, x: jax.Array, voices: tuple[Voice, ...], *, cfg: DitConfig) -> jax.Array:
+def inject(p: dict, x: jax.Array, heard: tuple[Heard, ...], *, cfg: DitConfig) -> jax.Array:
     """Adds one injector's attention over the sound of each latent frame to that frame's tokens.
 
     Args:
       p: one injector's weights.
       x: [B, F, f, D].
-      voices: each speaker's tokens; every one drives the part of the picture in its mask.
+      heard: each speaker's tokens, from `hear`; every one drives the part of the picture in its mask.
       cfg: transformer configuration.
     """
-    return x + sum(_residual(p, x, voice, cfg) for voice in voices)
+    return x + sum(_residual(p, x, voice, cfg) for voice in heard)

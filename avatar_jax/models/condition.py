@@ -81,7 +81,8 @@ def _typed(p: dict, tokens: jax.Array, kind: int) -> jax.Array:
 
 def _patches(p: dict, latent: jax.Array, cfg: DitConfig) -> jax.Array:
     """[B, F, h, w, C] to tokens [B, F f, D]."""
-    return rearrange(dense.apply(p, embed.patchify(latent, cfg.patch)), "B F f D -> B (F f) D")
+    cells = embed.patchify(latent.astype(cfg.compute_dtype), cfg.patch)
+    return rearrange(dense.apply(p, cells), "B F f D -> B (F f) D")
 
 
 def embed_noisy(p: dict, latent: jax.Array, given: Given | None, cfg: DitConfig) -> jax.Array:

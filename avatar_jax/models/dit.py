@@ -23,12 +23,15 @@ import numpy as np
 from avatar_jax.core.config import DitConfig
 from avatar_jax.core.spec import Leaf, stack
 from avatar_jax.models import audio, condition
+from avatar_jax.models import level as levels
+from avatar_jax.models.level import TIMESTEPS as TIMESTEPS
+from avatar_jax.models.level import Level, level
 from avatar_jax.nn import attention, dense, embed, kv, norm
 from avatar_jax.nn.rope import Phase, join, rotate
 
-TIMESTEPS = 1000.0  # t = 1000 sigma
 NOWHERE = Phase(np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32))  # of no tokens
 Counts = tuple[int, ...]  # tokens of each group
+Heard = tuple[tuple[audio.Heard, ...], ...]  # each injector's side of every voice; () for silence
 
 
 def _block_spec(cfg: DitConfig) -> dict:
@@ -53,11 +56,7 @@ def spec(cfg: DitConfig) -> dict:
     width, cell = cfg.width, cfg.latent_channels * cfg.patch**2
     tree = {
         "patch": dense.spec(cell + cfg.condition_channels * cfg.patch**2, width, (None, "embed")),
-        "time": {
-            "in": dense.spec(cfg.freq, width, (None, "embed")),
-            "out": dense.spec(width, width, ("embed", "embed")),
-            "projection": dense.spec(width, 6 * width, ("embed", None)),
-        },
+        "time": levels.spec(cfg),
         "blocks": stack(_block_spec(cfg), cfg.layers),
         "head": {
             "modulation": Leaf((2, width), (None, None), "normal", width**-0.5),
@@ -89,26 +88,22 @@ def gather(p: dict) -> dict:
     return stacked
 
 
-def _time(p: dict, sigma: jax.Array | np.ndarray, cfg: DitConfig) -> tuple[jax.Array, jax.Array]:
-    """Embedding e [B, G, D] and block modulation e0 [B, G, 6, D] of sigma [B, G], float32 (section 1.3)."""
-    e = dense.apply(p["in"], jnp.asarray(embed.sinusoid(sigma * TIMESTEPS, cfg.freq)))
-    e = dense.apply(p["out"], jax.nn.silu(e))
-    e0 = dense.apply(p["projection"], jax.nn.silu(e))
-    return e, e0.reshape(*e.shape[:-1], 6, cfg.width)
-
-
 def _spread(rows: jax.Array, counts: Counts) -> jax.Array:
     """One row a group to one row a token: [B, G, D] -> [B, S, D], or [B, 1, D] where one group has all tokens."""
     if len(counts) == 1:
         return rows
-    even = len(set(counts)) == 1
-    return jnp.repeat(rows, counts[0] if even else np.array(counts), 1, total_repeat_length=sum(counts))
+    if len(set(counts)) == 1:
+        return jnp.repeat(rows, counts[0], 1)
+    return rows.at[:, np.repeat(np.arange(len(counts)), counts)].get(mode="promise_in_bounds")
 
 
 def _block(
     p: dict, x: jax.Array, e0: jax.Array, counts: Counts, memories: Any, attend: Callable, state: Any, cfg: DitConfig
 ):
-    """One block (section 1.4). x: [B, S, D]; e0: [B, G, 6, D]; memories: text and image, if any."""
+    """One block (section 1.4). x: [B, S, D]; e0: [B, G, 6, D]; memories: text and image, if any.
+
+    Gated sums are float32 and rounded to x's dtype, so that between the three parts one array is alive, not three.
+    """
     shift1, scale1, gate1, shift2, scale2, gate2 = (
         _spread(row, counts) for row in jnp.moveaxis((p["modulation"] + e0).astype(jnp.float32), -2, 0)
     )
@@ -116,7 +111,7 @@ def _block(
     q = attention.queries(p["self"], h, heads=cfg.heads, eps=cfg.eps)
     k, v = attention.keys_values(p["self"], h, heads=cfg.heads, eps=cfg.eps)
     mixed, state = attend(q, k, v, state)
-    y = x + gate1 * attention.output(p["self"], mixed)
+    y = (x + gate1 * attention.output(p["self"], mixed)).astype(x.dtype)
     if memories:
         h = norm.affine(p["norm3"], norm.layer_norm(y, cfg.eps)).astype(x.dtype)
         y += attention.cross(p["cross"], h, memories, heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention)
@@ -136,41 +131,48 @@ def _segments(cfg: DitConfig) -> list[tuple[int, int, int | None]]:
 def _run(
     p: dict,
     x: jax.Array,
-    sigma: jax.Array | np.ndarray,
+    at: Level,
     counts: Counts,
     *,
     grid: tuple[int, int, int],
-    voices: tuple[audio.Voice, ...],
+    heard: Heard,
     cross: Any,
     attend: Callable,
     states: Any,
+    rewrite: bool = False,
     cfg: DitConfig,
 ) -> tuple[jax.Array, Any]:
-    """Tokens [B, S, D], the noisy ones (`grid` frames, rows, columns) first, to velocity and the layers' new states."""
+    """Tokens [B, S, D], the noisy ones (`grid` frames, rows, columns) first, to velocity and the layers' states.
+
+    The states are read, or with `rewrite` replaced by what `attend` returns.
+    """
     frames, rows, columns = grid
     noisy = frames * rows * columns
-    e, e0 = _time(p["time"], sigma, cfg)
     x = x.astype(cfg.compute_dtype)
 
     def body(x, weights, memories, state):
-        return _block(weights, x, e0, counts, memories, attend, state, cfg)
+        return _block(weights, x, at.modulation, counts, memories, attend, state, cfg)
 
-    def hear(x, injector):
+    def listen(x, injector):
         spoken = x[:, :noisy].reshape(len(x), frames, rows * columns, -1)
-        spoken = audio.inject(kv.layer(p["audio"]["injectors"], injector), spoken, voices, cfg=cfg)
-        return jnp.concatenate([spoken.reshape(len(x), noisy, -1), x[:, noisy:]], 1)
+        spoken = audio.inject(kv.layer(p["audio"]["injectors"], injector), spoken, heard[injector], cfg=cfg)
+        return jax.lax.dynamic_update_slice(x, spoken.reshape(len(x), noisy, -1), (0, 0, 0))
 
     cross = kv.nothing(p["blocks"]) if cross is None else cross
-    parts = []
     for start, stop, injector in _segments(cfg):
-        x, new = kv.loop(body, x, p["blocks"], cross, states, start=start, stop=stop)
-        parts.append(new)
-        if injector is not None and voices:
-            x = hear(x, injector)
-    shift, scale = (_spread(row, counts) for row in jnp.moveaxis(p["head"]["modulation"] + e[..., None, :], -2, 0))
+        if rewrite:
+            x, states = kv.rewrite(body, x, p["blocks"], cross, states, start=start, stop=stop)
+        else:
+            x, _ = kv.loop(body, x, p["blocks"], cross, states, start=start, stop=stop)
+        if injector is not None and heard:
+            with jax.named_scope(f"injector{injector}"):
+                x = listen(x, injector)
+    shift, scale = (
+        _spread(row, counts) for row in jnp.moveaxis(p["head"]["modulation"] + at.embedding[..., None, :], -2, 0)
+    )
     y = (norm.layer_norm(x, cfg.eps) * (1.0 + scale) + shift)[:, :noisy]
     y = dense.apply(p["head"]["out"], y).astype(jnp.float32).reshape(len(y), frames, rows * columns, -1)
-    return embed.unpatchify(y, (rows, columns), cfg.patch), kv.join(parts)
+    return embed.unpatchify(y, (rows, columns), cfg.patch), states
 
 
 def remember(p: dict, text: jax.Array, image: jax.Array | None = None, *, cfg: DitConfig) -> Any:
@@ -195,6 +197,14 @@ def remember(p: dict, text: jax.Array, image: jax.Array | None = None, *, cfg: D
     return kv.loop(body, (), p["blocks"], kv.nothing(p["blocks"]), start=0, stop=cfg.layers)[1]
 
 
+def hear(p: dict, voices: tuple[audio.Voice, ...], *, cfg: DitConfig) -> Heard:
+    """Every injector's side of the voices, computed once a block: the steps share it. Empty without voices."""
+    if not voices:
+        return ()
+    weights = [kv.layer(p["audio"]["injectors"], injector) for injector in range(len(cfg.audio_inject))]
+    return tuple(tuple(audio.hear(injector, voice, cfg=cfg) for voice in voices) for injector in weights)
+
+
 def prefill(p: dict, tokens: jax.Array, phase: Phase, cross: Any = None, *, cfg: DitConfig) -> Any:
     """Keys and values of the condition tokens in every layer (section 1.9).
 
@@ -208,10 +218,10 @@ def prefill(p: dict, tokens: jax.Array, phase: Phase, cross: Any = None, *, cfg:
     Returns:
       keys before rotation and values, each [L, B, R, N, K] (a tuple of L when the layers are unrolled).
     """
-    _, e0 = _time(p["time"], np.zeros((1, 1)), cfg)
+    e0 = level(p, np.zeros(()), cfg=cfg).modulation
 
     def attend(q, k, v, _):
-        return attention.attend(rotate(q, phase), rotate(k, phase), v, None, kernel=cfg.attention), (k, v)
+        return attention.attend(rotate(q, phase), rotate(k, phase), v, kernel=cfg.attention), (k, v)
 
     def body(x, weights, memories, state):
         return _block(weights, x, e0, (tokens.shape[1],), memories, attend, state, cfg)
@@ -267,15 +277,16 @@ def apply(
             held_k, held_v = (jnp.tile(held, (1, copies // held.shape[1], 1, 1)) for held in state)
             keys = jnp.concatenate([rotate(held_k, reference_phases), keys], 1)
             values = jnp.concatenate([held_v, values], 1)
-        return attention.attend(rotate(q, phase), keys, values, jnp.asarray(mask)[None, None], kernel=cfg.attention), ()
+        return attention.attend(
+            rotate(q, phase), keys, values, mask=jnp.asarray(mask)[None, None], kernel=cfg.attention
+        ), ()
 
     grid = _grid(latent, cfg)
     counts = (grid[1] * grid[2],) * grid[0]
     states = kv.nothing(p["blocks"]) if reference is None else reference
     x = condition.embed_noisy(p, latent, given, cfg)
-    return _run(
-        p, x, sigma, counts, grid=grid, voices=voices, cross=cross, attend=attend, states=states, cfg=cfg
-    )[0]  # fmt: skip
+    at, heard = level(p, sigma, cfg=cfg), hear(p, voices, cfg=cfg)
+    return _run(p, x, at, counts, grid=grid, heard=heard, cross=cross, attend=attend, states=states, cfg=cfg)[0]
 
 
 def apply_joint(
@@ -314,25 +325,24 @@ def apply_joint(
         phase = join(phase, tokens_phase)
 
     def attend(q, k, v, _):
-        return attention.attend(rotate(q, phase), rotate(k, phase), v, None, kernel=cfg.attention), ()
+        return attention.attend(rotate(q, phase), rotate(k, phase), v, kernel=cfg.attention), ()
 
     nothing = kv.nothing(p["blocks"])
-    return _run(
-        p, x, sigma, counts, grid=grid, voices=voices, cross=cross, attend=attend, states=nothing, cfg=cfg
-    )[0]  # fmt: skip
+    at, heard = level(p, sigma, cfg=cfg), hear(p, voices, cfg=cfg)
+    return _run(p, x, at, counts, grid=grid, heard=heard, cross=cross, attend=attend, states=nothing, cfg=cfg)[0]
 
 
 def apply_block(
     p: dict,
     cache: Any,
     latent: jax.Array,
-    sigma: np.ndarray | np.floating | jax.Array,
+    at: Level,
     *,
     phase: Phase,
     reference_phase: Phase,
     slots: jax.Array,
-    filled: jax.Array,
-    voices: tuple[audio.Voice, ...] = (),
+    filled: jax.Array | None,
+    heard: Heard = (),
     cross: Any = None,
     given: condition.Given | None = None,
     cfg: DitConfig,
@@ -343,26 +353,26 @@ def apply_block(
       p: weights from `lay_out`.
       cache: one `KVCache` a layer.
       latent: noisy latents of the block [B, F, h, w, C].
-      sigma: its noise level, [].
+      at: its noise level, from `level`.
       phase: phases of the block's tokens, [S, K/2].
       reference_phase: phases of the condition tokens, the reference at its rolled position, [R, K/2].
       slots: int32 [n], ring places of this block, see `kv.commit`.
-      filled: int32 [], ring tokens that hold something, this block included.
-      voices, cross, given, cfg: as in `apply`.
+      filled: int32 [], ring tokens that hold something, this block included; None for all, which needs no mask.
+      heard: from `hear`, once a block.
+      cross, given, cfg: as in `apply`.
 
     Returns:
       the memory with this block's keys and values at this noise level, and v [B, F, h, w, C], float32.
     """
-    chex.assert_rank([latent, slots, filled], [5, 1, 0])
+    chex.assert_rank([latent, slots], [5, 1])
 
-    def attend(q, k, v, layer: kv.KVCache):
+    def attend(q, k, v, layer: kv.Memory):
         layer = kv.commit(layer, rotate(k, phase), v, slots=slots, reference=reference_phase)
-        seen = kv.readable(layer, filled)
-        return attention.attend(rotate(q, phase), layer.k, layer.v, seen, kernel=cfg.attention), layer
+        count = None if filled is None else kv.readable(layer, filled)
+        return attention.attend(rotate(q, phase), layer.k, layer.v, count=count, kernel=cfg.attention), layer
 
     x, grid = condition.embed_noisy(p, latent, given, cfg), _grid(latent, cfg)
-    level = sigma.reshape(1, 1)  # one group: the whole block shares it
     v, cache = _run(
-        p, x, level, (x.shape[1],), grid=grid, voices=voices, cross=cross, attend=attend, states=cache, cfg=cfg
+        p, x, at, (x.shape[1],), grid=grid, heard=heard, cross=cross, attend=attend, states=cache, rewrite=True, cfg=cfg
     )
     return cache, v

@@ -37,7 +37,7 @@ class _Tape:
         return None if self._old is None else next(self._old)
 
     def causal(self, p: dict, x: jax.Array) -> jax.Array:
-        if p["w"].shape[0] == 1:  # no time, no history
+        if conv.frames_of(p) == 1:  # no time, no history
             return conv.spatial(p, x)
         y, history = conv.causal(p, x, self.read())
         self.new.append(history)
@@ -104,7 +104,7 @@ def _down(p: dict, x: jax.Array, tape: _Tape) -> jax.Array:
     tape.new.append(x[:, -1:])
     if last is None:
         return x
-    return conv.taps(jnp.concatenate([last, x], 1), p["time"]["w"], 2) + p["time"]["b"]
+    return conv.valid(p["time"], jnp.concatenate([last, x], 1), 2)
 
 
 def _up(p: dict, x: jax.Array, tape: _Tape) -> jax.Array:
@@ -169,6 +169,11 @@ def spec(cfg: VaeConfig) -> dict:
         "latent": conv.spec((1, 1, 1), z, z),
         "stats": {"mean": Leaf((z,), (None,), "zeros"), "std": Leaf((z,), (None,), "ones")},
     }
+
+
+def lay_out(p: dict, platform: str) -> dict:
+    """Checkpoint weights in the form that a platform runs fastest, see `nn/conv.py`."""
+    return conv.lay_out(p, platform)
 
 
 def _stages(p: dict, x: jax.Array, tape: _Tape, resample, name: str) -> jax.Array:
@@ -260,6 +265,10 @@ def _normalise(p: dict, mean: jax.Array) -> jax.Array:
     return (mean - p["stats"]["mean"]) / p["stats"]["std"]
 
 
+def _denormalise(p: dict, z: jax.Array) -> jax.Array:
+    return (z * p["stats"]["std"] + p["stats"]["mean"]).astype(z.dtype)
+
+
 def encode_first(p: dict, x: jax.Array, *, cfg: VaeConfig) -> tuple[jax.Array, Tail]:
     """First frame [B, 1, H, W, 3] in [-1, 1] -> its latent [B, 1, h, w, C], normalised, and the tail."""
     mean, _, tail = _moments(p, x, None, cfg)
@@ -274,13 +283,13 @@ def encode_step(p: dict, tail: Tail, x: jax.Array, *, cfg: VaeConfig) -> tuple[j
 
 def decode_first(p: dict, z: jax.Array, *, cfg: VaeConfig) -> tuple[jax.Array, Tail]:
     """First latent [B, 1, h, w, C] -> one frame [B, 1, H, W, 3] in [-1, 1] and the tail."""
-    x, tail = _pixels(p, z * p["stats"]["std"] + p["stats"]["mean"], None, cfg)
+    x, tail = _pixels(p, _denormalise(p, z), None, cfg)
     return jnp.clip(x, -1.0, 1.0), tail
 
 
 def decode_step(p: dict, tail: Tail, z: jax.Array, *, cfg: VaeConfig) -> tuple[jax.Array, Tail]:
     """Next k latents [B, k, h, w, C] -> 4k frames [B, 4k, H, W, 3] in [-1, 1] and the tail."""
-    x, tail = _pixels(p, z * p["stats"]["std"] + p["stats"]["mean"], tail, cfg)
+    x, tail = _pixels(p, _denormalise(p, z), tail, cfg)
     return jnp.clip(x, -1.0, 1.0), tail
 
 
@@ -291,5 +300,5 @@ def encode(p: dict, x: jax.Array, *, cfg: VaeConfig) -> jax.Array:
 
 def decode(p: dict, z: jax.Array, *, cfg: VaeConfig) -> jax.Array:
     """A whole clip of latents [B, 1 + k, h, w, C] -> [B, 1 + 4k, H, W, 3] in [-1, 1]."""
-    x, _ = pixels(p, z * p["stats"]["std"] + p["stats"]["mean"], None, cfg=cfg)
+    x, _ = pixels(p, _denormalise(p, z), None, cfg=cfg)
     return jnp.clip(x, -1.0, 1.0)

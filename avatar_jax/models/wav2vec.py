@@ -108,15 +108,13 @@ def apply(p: dict, waveform: jax.Array, steps: jax.Array | None = None, *, cfg: 
     chex.assert_rank(waveform, 2)
     h = convolve(p, waveform, cfg=cfg)
     x = dense.apply(p["projection"], _layer_norm(p["projection"]["norm"], h, cfg.eps))
-    counts = None if steps is None else jnp.arange(x.shape[1]) < steps
-    x = x if counts is None else jnp.where(counts[:, None], x, 0.0)
-    seen = None if counts is None else counts[None, None, None]
+    x = x if steps is None else jnp.where((jnp.arange(x.shape[1]) < steps)[:, None], x, 0.0)
     first = x + _place(p["position"], x, cfg)
 
     def body(x, weights, _):
         h = _layer_norm(weights["norm1"], x, cfg.eps)
         q, k, v = (split_heads(dense.apply(weights[name], h), cfg.heads) for name in "qkv")
-        x = x + dense.apply(weights["o"], attend(q, k, v, seen, kernel="reference").reshape(x.shape))
+        x = x + dense.apply(weights["o"], attend(q, k, v, count=steps, kernel="reference").reshape(x.shape))
         h = dense.apply(weights["in"], _layer_norm(weights["norm2"], x, cfg.eps))
         x = x + dense.apply(weights["out"], jax.nn.gelu(h, approximate=False))
         return x, x

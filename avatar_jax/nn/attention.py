@@ -7,29 +7,59 @@ import jax
 import jax.numpy as jnp
 
 from avatar_jax.core.spec import Leaf
-from avatar_jax.kernels import reference
+from avatar_jax.kernels import cudnn, reference, splash
 from avatar_jax.nn import dense, norm
 
-KERNELS = ("reference", "xla")
+KERNELS = ("reference", "xla", "cudnn", "splash")
+HALVES = (jnp.bfloat16, jnp.float16)  # what cuDNN's fused attention computes in
 Memory = tuple[jax.Array, jax.Array]
 
 
-def resolve(name: str, platform: str) -> str:
-    """The kernel behind `name` on a platform: "auto" is "reference" on CPU and "xla" elsewhere.
+def resolve(name: str, platform: str, *, half: bool, masked: bool) -> str:
+    """The kernel behind `name` on a platform.
+
+    "auto" is "reference" on CPU, "cudnn" on GPU in half precision, "splash" on TPU without a dense mask, else "xla".
 
     Raises:
       ValueError: an unknown kernel name.
     """
     if name == "auto":
-        return "reference" if platform == "cpu" else "xla"
+        if platform == "cpu":
+            return "reference"
+        fused = {"gpu": "cudnn" if half else "xla", "tpu": "xla" if masked else "splash"}
+        return fused.get(platform, "xla")
     if name not in KERNELS:
         raise ValueError(f"config.dit.attention={name!r}: must be 'auto' or one of {KERNELS}")
     return name
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, *, kernel: str) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v. q: [B, S, N, K]; k, v: [B, W, N, K]; mask: bool to [B, N, S, W] or None."""
-    if resolve(kernel, jax.default_backend()) == "reference":
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    kernel: str,
+    mask: jax.Array | None = None,
+    count: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v.
+
+    Args:
+      q: [B, S, N, K].
+      k, v: [B, W, N, K].
+      kernel: "auto" or one of KERNELS.
+      mask: bool to [B, N, S, W], true where a query may look; None for everywhere.
+      count: int32 [], keys from the first that may be seen; None for all.
+    """
+    name = resolve(kernel, jax.default_backend(), half=q.dtype in HALVES, masked=mask is not None)
+    if name == "cudnn":
+        return cudnn.attention(q, k, v, mask, count)
+    if name == "splash":
+        return splash.attention(q, k, v, mask, count)
+    if count is not None:
+        seen = (jnp.arange(k.shape[1]) < count)[None, None, None]
+        mask = seen if mask is None else mask & seen
+    if name == "reference":
         return reference.attention(q, k, v, mask)
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
@@ -70,4 +100,4 @@ def output(p: dict, mixed: jax.Array) -> jax.Array:
 def cross(p: dict, x: jax.Array, memories: Iterable[Memory], *, heads: int, eps: float, kernel: str) -> jax.Array:
     """Attention of x [B, S, D] over each memory (keys and values [B, W, N, K]) by itself, summed, then projected."""
     q = queries(p, x, heads=heads, eps=eps)
-    return output(p, functools.reduce(jnp.add, (attend(q, k, v, None, kernel=kernel) for k, v in memories)))
+    return output(p, functools.reduce(jnp.add, (attend(q, k, v, kernel=kernel) for k, v in memories)))

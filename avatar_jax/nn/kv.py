@@ -5,7 +5,7 @@ keys does not matter. The reference's keys are kept unrotated beside it, because
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -22,6 +22,28 @@ class KVCache:
     k: jax.Array  # [B, R + window S, N, K], rotated
     v: jax.Array  # [B, R + window S, N, K]
     reference_k: jax.Array  # [B, R, N, K], not rotated
+
+
+class Stacked(NamedTuple):
+    """One layer of a stacked memory: written where it lies, read as a slice."""
+
+    every: KVCache  # [L, ...]
+    index: jax.Array  # int32 []
+
+    @property
+    def k(self) -> jax.Array:
+        return self.every.k[self.index]
+
+    @property
+    def v(self) -> jax.Array:
+        return self.every.v[self.index]
+
+    @property
+    def reference_k(self) -> jax.Array:
+        return self.every.reference_k[self.index]
+
+
+Memory = KVCache | Stacked
 
 
 def empty(reference_k: jax.Array, reference_v: jax.Array, slots: int) -> KVCache:
@@ -41,7 +63,14 @@ def refill(cache: KVCache, reference_k: jax.Array, reference_v: jax.Array) -> KV
     return KVCache(cache.k, jax.lax.dynamic_update_slice(cache.v, reference_v, start), reference_k)
 
 
-def commit(cache: KVCache, k: jax.Array, v: jax.Array, *, slots: jax.Array, reference: Phase) -> KVCache:
+def _write(whole: jax.Array, part: jax.Array, at: Any, layer: jax.Array | None) -> jax.Array:
+    """`part` [B, n, N, K] at token `at` of a layer's buffer, or of layer `layer` of the stacked buffers."""
+    if layer is None:
+        return jax.lax.dynamic_update_slice(whole, part, (0, at, 0, 0))
+    return jax.lax.dynamic_update_slice(whole, part[None], (layer, 0, at, 0, 0))
+
+
+def commit(cache: Memory, k: jax.Array, v: jax.Array, *, slots: jax.Array, reference: Phase) -> Memory:
     """Writes a block's rotated keys and its values into the ring, and turns the reference to its position.
 
     Args:
@@ -52,20 +81,21 @@ def commit(cache: KVCache, k: jax.Array, v: jax.Array, *, slots: jax.Array, refe
         pieces. One piece where blocks fill the ring evenly; one a latent frame where they do not.
       reference: phases of the reference's current position, [R, K/2].
     """
-    held, pieces = cache.reference_k.shape[1], slots.shape[0]
-    keys, values, piece = cache.k, cache.v, k.shape[1] // pieces
+    every, layer = (cache, None) if isinstance(cache, KVCache) else cache
+    held, pieces = every.reference_k.shape[-3], slots.shape[0]
+    keys, values, piece = every.k, every.v, k.shape[1] // pieces
     if held:
-        keys = jax.lax.dynamic_update_slice(keys, rotate(cache.reference_k, reference), (0, 0, 0, 0))
+        keys = _write(keys, rotate(cache.reference_k, reference), 0, layer)
     for i in range(pieces):
-        at, part = (0, held + slots[i] * piece, 0, 0), slice(i * piece, (i + 1) * piece)
-        keys = jax.lax.dynamic_update_slice(keys, k[:, part], at)
-        values = jax.lax.dynamic_update_slice(values, v[:, part], at)
-    return KVCache(keys, values, cache.reference_k)
+        at, part = held + slots[i] * piece, slice(i * piece, (i + 1) * piece)
+        keys, values = _write(keys, k[:, part], at, layer), _write(values, v[:, part], at, layer)
+    written = KVCache(keys, values, every.reference_k)
+    return written if layer is None else Stacked(written, layer)
 
 
-def readable(cache: KVCache, tokens: jax.Array) -> jax.Array:
-    """Which keys hold something when `tokens` ring tokens are filled: bool [1, 1, 1, R + slots]."""
-    return (jnp.arange(cache.k.shape[1]) < cache.reference_k.shape[1] + tokens)[None, None, None]
+def readable(cache: Memory, tokens: jax.Array) -> jax.Array:
+    """How many keys, from the first, hold something when `tokens` ring tokens are filled: int32 []."""
+    return cache.reference_k.shape[1] + tokens
 
 
 def layer(tree: Any, index: int) -> Any:
@@ -106,15 +136,33 @@ def loop(
     if isinstance(weights, tuple):
         new = []
         for index in range(start, stop):
-            x, state = body(x, weights[index], *(layer(tree, index) for tree in states))
+            with jax.named_scope(f"layer{index}"):
+                x, state = body(x, weights[index], *(layer(tree, index) for tree in states))
             new.append(state)
         return x, tuple(new)
     part = jax.tree.map(lambda leaf: leaf[start:stop], (weights, *states))
     return jax.lax.scan(lambda carry, xs: body(carry, *xs), x, part)
 
 
-def join(parts: list) -> Any:
-    """Concatenates the states that consecutive `loop` calls returned."""
-    if isinstance(parts[0], tuple):
-        return sum(parts, ())
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+def rewrite(
+    body: Callable[..., tuple[Any, Any]], x: Any, weights: Any, memories: Any, cache: Any, *, start: int, stop: int
+) -> tuple[Any, Any]:
+    """`loop` where every layer replaces its `KVCache`: `body(x, weights, memories, memory) -> (x, memory)`.
+
+    Stacked caches are carried through the scan and written in place; as scanned inputs and outputs they would be held
+    twice. Weights are read by index, so that a run of blocks needs no copy of them.
+
+    Returns:
+      x and the memory of all layers, those from start to stop replaced.
+    """
+    if isinstance(weights, tuple):
+        x, new = loop(body, x, weights, memories, cache, start=start, stop=stop)
+        return x, (*cache[:start], *new, *cache[stop:])
+
+    def step(carry, index):
+        x, cache = carry
+        own, seen = jax.tree.map(lambda leaf: leaf[index], (weights, memories))
+        x, memory = body(x, own, seen, Stacked(cache, index))
+        return (x, memory.every), None
+
+    return jax.lax.scan(step, (x, cache), jnp.arange(start, stop, dtype=jnp.int32))[0]

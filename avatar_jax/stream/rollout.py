@@ -96,6 +96,7 @@ def denoise(
       the memories with this block committed, and its latents [B, F, h, w, C].
     """
     voice = audio.encode(p["audio"]["encoder"], block.features, context=cfg.stream.audio_context, cfg=cfg.dit)
+    heard = dit.hear(p, (voice,), cfg=cfg.dit)
     memories, x = list(caches), block.noise
 
     def call(number: int, x: jax.Array, level: np.floating) -> jax.Array:
@@ -104,12 +105,12 @@ def denoise(
             p,
             memories[memory],
             x,
-            level,
+            dit.level(p, level, cfg=cfg.dit),
             phase=block.phase,
             reference_phase=Phase(*(side[number] for side in block.reference_phase)),
             slots=block.slots,
             filled=block.filled,
-            voices=(voice,),
+            heard=heard,
             cross=cross,
             given=condition.Given(pose=block.pose),
             cfg=cfg.dit,

@@ -37,7 +37,7 @@ def load_weights(cfg: configs.Config, folder: pathlib.Path) -> Weights:
         for name, part in checkpoint.parts(cfg)
         if name in ("dit", "vae")
     )
-    return Weights(dit.lay_out(transformer, cfg.dit), autoencoder)
+    return Weights(dit.lay_out(transformer, cfg.dit), vae.lay_out(autoencoder, jax.default_backend()))
 
 
 def load_hearing(cfg: configs.Config, folder: pathlib.Path) -> hear.Hearing:

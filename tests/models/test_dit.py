@@ -84,7 +84,8 @@ def streamed(p: dict, given: dict, cfg: Config, first: int = 0) -> jax.Array:
         phase, ahead = _phases(first + block, cfg)
         slots, filled = clock.place(block, cfg)
         cache, v = dit.apply_block(
-            p, cache, given["latent"][:, frames], given["sigma"][0, frames.start], voices=(_voice(p, heard, cfg),),
+            p, cache, given["latent"][:, frames], dit.level(p, given["sigma"][0, frames.start], cfg=cfg.dit),
+            heard=dit.hear(p, (_voice(p, heard, cfg),), cfg=cfg.dit),
             phase=phase, reference_phase=ahead, slots=jnp.asarray(slots), filled=jnp.asarray(filled), cfg=cfg.dit,
         )  # fmt: skip
         out.append(v)

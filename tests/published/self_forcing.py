@@ -111,7 +111,7 @@ class Memory:
             p,
             cache,
             x,
-            np.float32(t) / THOUSAND,
+            dit.level(p, np.float32(t) / THOUSAND, cfg=self.cfg),
             phase=phase_of(times, x, self.cfg),
             reference_phase=Phase(nobody, nobody),
             slots=kv.places(times, self.capacity, self.sink),

@@ -32,7 +32,7 @@ def modules(case: Case) -> dict[str, float]:
     odd = audio.encode(p["audio"]["encoder"], jnp.asarray(np.moveaxis(io["audio_odd"], -1, 1)), context=0, cfg=cfg)
     hidden = jnp.asarray(io["hidden"]).reshape(1, about["frames"], about["tokens_per_frame"], -1)
     injector = jax.tree.map(lambda leaf: leaf[0], p["audio"]["injectors"])
-    after = audio.inject(injector, hidden, (whole,), cfg=cfg).reshape(io["hidden"].shape)
+    after = audio.inject(injector, hidden, (audio.hear(injector, whole, cfg=cfg),), cfg=cfg).reshape(io["hidden"].shape)
     shift, scale = jnp.split(dense.apply(injector["adain"], jax.nn.silu(whole.whole))[:, :, None], 2, -1)
     outputs: Outputs = {
         "local": whole.local,

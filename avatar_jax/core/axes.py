@@ -1,0 +1,61 @@
+"""Logical axis names of weights, and the rules that lay them on a mesh.
+
+Specs name every dimension of a weight (`Leaf.axes`); a rule says which mesh axis such a name is split over, and
+everything else is replicated. Networks never see any of it: programs are partitioned from the shardings of their
+arguments.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from avatar_jax.core.spec import Leaf, Spec
+
+TENSOR = "tensor"  # the mesh axis that splits one layer's work
+LAYERS, EMBED, HEADS, MLP = "layers", "embed", "heads", "mlp"
+Rules = Mapping[str, str]  # logical name -> mesh axis
+
+# Heads and the feed-forward's inner width are split, so a layer sums over devices twice for self-attention and once
+# each for cross-attention and the feed-forward; the residual stream is whole on every device.
+TENSOR_PARALLEL: Rules = {HEADS: TENSOR, MLP: TENSOR}
+
+
+def make_mesh(devices: Sequence[Any], shape: Mapping[str, int]) -> Mesh:
+    """A mesh over `devices` with named axes, partitioned automatically.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    if math.prod(shape.values()) != len(devices):
+        raise ValueError(f"mesh {dict(shape)}: {len(devices)} devices given, {math.prod(shape.values())} needed")
+    grid = np.asarray(devices, dtype=object).reshape(tuple(shape.values()))
+    return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def partition(leaf: Leaf, rules: Rules, mesh: Mesh, path: str = "a weight") -> PartitionSpec:
+    """How one leaf lies on the mesh.
+
+    Raises:
+      ValueError: two dimensions of the leaf fall on one mesh axis, or a dimension does not divide by it.
+    """
+    names = [rules.get(name) if name else None for name in leaf.axes]
+    used = [name for name in names if name]
+    if len(used) != len(set(used)):
+        raise ValueError(f"{path}: axes {leaf.axes} fall on one mesh axis twice under {dict(rules)}")
+    for size, name in zip(leaf.shape, names, strict=True):
+        if name and size % mesh.shape[name]:
+            raise ValueError(f"{path}: {size} does not split over {mesh.shape[name]} devices of {name!r}")
+    return PartitionSpec(*names)
+
+
+def shardings(spec: Spec, rules: Rules, mesh: Mesh) -> dict[str, Any]:
+    """The sharding of every weight of `spec`; raises ValueError as `partition`, naming the weight."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, partition(leaf, rules, mesh, jax.tree_util.keystr(path, simple=True))),
+        dict(spec),
+        is_leaf=lambda leaf: isinstance(leaf, Leaf),
+    )

@@ -1,0 +1,144 @@
+"""Compiles the full-size programs for devices that are not attached, and says what comes out.
+
+    python -m infer.compile --target=h200                       every program of S2V-14B
+    python -m infer.compile --target=v5e --devices=4 --program=block --output=report.json
+    make compile TARGET=v6e                                     the same, installing the compiler first
+
+Nothing is allocated and no accelerator is needed: the compilers come as Python packages. On one device it prints the
+whole program, on several one device's share of it, weights and memories split over heads and the feed-forward's inner
+width. Without --devices it takes the smallest number that fits. Times cannot be had this way; what the program does
+can: memory, kernels, copies, layouts, collectives. Exit code 2 if a gate fails or a program does not fit.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+from absl import flags
+
+from avatar_jax.io.convert import wan
+from avatar_jax.io.errors import InputError
+from infer import door
+from infer.aot import targets
+
+FLAGS = flags.FLAGS
+PROGRAMS = ("block", "prefill", "decode", "teacher", "sound")
+COLUMNS = ("target", "devices", "program", "GB needed", "arguments", "temporaries", "aliased", "TFLOP", "lowered")
+COLUMNS += ("kernels", "a layer", "an injector", "copies", "collectives", "traffic GB", "compile s", "gates")
+
+
+def define() -> None:
+    """The flags."""
+    flags.DEFINE_enum("target", None, sorted(targets.TARGETS), "Device to compile for.")
+    flags.DEFINE_enum("program", "all", ["all", *PROGRAMS], "What to compile.")
+    flags.DEFINE_enum("model", "s2v_14b", sorted(wan.PUBLISHED), "Published transformer.")
+    flags.DEFINE_integer("devices", None, "Devices that share a program; default: the fewest that it fits.")
+    flags.DEFINE_integer("height", 704, "Pixels.")
+    flags.DEFINE_integer("width", 384, "Pixels.")
+    flags.DEFINE_string("plugins", None, "Folder with the target's compiler; default: .targets/<platform>, if there.")
+    flags.DEFINE_string("output", None, "JSON file to write.")
+
+
+def _programs(name: str, cfg, size, place, platform: str):
+    from avatar_jax.io.convert import wan_vae
+    from avatar_jax.io.convert.published import Tensors
+    from infer.aot import programs
+
+    if name == "decode":
+        return programs.decode(wan_vae.config(Tensors({})), size, place, platform)
+    return getattr(programs, name)(cfg, size, place)
+
+
+def _config(model: str, platform: str):
+    """The published transformer as the platform runs it."""
+    from avatar_jax.io.convert.published import Tensors
+
+    forms = {"gpu": ("unroll", "cudnn"), "tpu": ("scan", "splash"), "cpu": ("unroll", "reference")}
+    loop, kernel = forms[platform]
+    described = wan.PUBLISHED[model]
+    cfg = wan.dit_config(described, Tensors({}), layer_loop=loop, compute_dtype="bfloat16")
+    return dataclasses.replace(cfg, attention=kernel)
+
+
+def report_of(name: str, target: targets.Target, count: int, size, model: str):
+    """One program on `count` devices."""
+    from avatar_jax.core import axes
+    from infer.aot import measure, programs
+
+    mesh = axes.make_mesh(targets.devices(target, count), {axes.TENSOR: count})
+    cfg = _config(model, target.platform)
+    written = _programs(name, _config(model, "cpu"), size, programs.Place(None), "gpu")
+    program = _programs(name, cfg, size, programs.Place(mesh), target.platform)
+    lowered = measure.lowered_flops(written)
+    return measure.measure(program, target, mesh, model=model, injectors=len(cfg.audio_inject), flops_lowered=lowered)
+
+
+def smallest(name: str, target: targets.Target, size, model: str):
+    """The report on the fewest devices that the program fits."""
+    import jax
+
+    tried = ""
+    for count in target.counts if name not in ("decode", "sound") else target.counts[:1]:
+        try:
+            report = report_of(name, target, count, size, model)
+        except jax.errors.JaxRuntimeError as error:  # TPU compilers refuse what does not fit
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            tried = str(error).partition("\n")[0]
+            continue
+        if report.fits:
+            return report
+        tried = f"{count} devices: {report.total / 1e9:.1f} GB each"
+    raise InputError(f"{name} of {model} does not fit {target.name}: {tried}")
+
+
+def markdown(reports: list) -> str:
+    """The reports as a table."""
+    from infer.aot import measure
+
+    lines = [COLUMNS, ("---",) * len(COLUMNS)]
+    for r in reports:
+        failed = [name for name, (_, held) in measure.gates(r).items() if not held]
+        moved = ", ".join(f"{n} {kind} ({size / 1e6:.0f} MB)" for kind, (n, size) in r.collectives.items())
+        sizes = (f"{size / 1e9:.2f}" for size in (r.total, r.arguments, r.temporaries, r.aliased))
+        row = (r.target, str(r.devices), r.program, *sizes, f"{r.flops / 1e12:.2f}", f"{r.flops_ratio:.4f}")
+        row += (str(r.kernels), f"{r.layer_kernels:.1f}", f"{r.injector_kernels:.1f}", str(r.copies), moved or "none")
+        row += (f"{r.traffic / 1e9:.0f}", f"{r.compile_seconds:.0f}", ", ".join(failed) or "hold")
+        lines.append(row)
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def main() -> None:
+    """Compiles, prints a table and the gates."""
+    if not FLAGS.target:
+        raise InputError(f"--target is needed: one of {', '.join(sorted(targets.TARGETS))}")
+    target = targets.TARGETS[FLAGS.target]
+    if FLAGS.devices is not None and FLAGS.devices not in target.counts:
+        raise InputError(f"--devices={FLAGS.devices}: must be one of {', '.join(map(str, target.counts))}")
+    targets.prepare(target, FLAGS.plugins)
+    door.start_jax("")
+    from infer.aot import measure, programs
+
+    size = programs.Size(FLAGS.height, FLAGS.width)
+    spoken = wan.PUBLISHED[FLAGS.model]["model_type"] == "s2v"
+    names = [name for name in PROGRAMS if FLAGS.program in ("all", name) and (spoken or name != "sound")]
+    reports = []
+    for name in names:
+        if FLAGS.devices and name not in ("decode", "sound"):
+            reports.append(report_of(name, target, FLAGS.devices, size, FLAGS.model))
+        else:
+            reports.append(smallest(name, target, size, FLAGS.model))
+        for gate, (figure, held) in measure.gates(reports[-1]).items():
+            door.say(f"{name}: {gate}: {figure}{'' if held else '  <- NOT MET'}")
+    sys.stdout.write(markdown(reports))
+    if FLAGS.output:
+        rows = [dataclasses.asdict(report) | {"gates": measure.gates(report)} for report in reports]
+        pathlib.Path(FLAGS.output).write_text(json.dumps(rows, indent=1))
+    broken = [r.program for r in reports if not all(held for _, held in measure.gates(r).values())]
+    if broken:
+        raise InputError(f"gates not met by {', '.join(broken)}")
+
+
+if __name__ == "__main__":
+    door.run(main, define)
