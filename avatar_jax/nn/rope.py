@@ -35,8 +35,30 @@ def _angles(positions: Positions, channels: int, theta: float) -> Positions:
     return positions[..., None] * jnp.asarray(frequency, jnp.float32)
 
 
-def phase_at(times: Positions, rows: Positions, columns: Positions, *, head_size: int, theta: float) -> Phase:
+def axis_phase(positions: Positions, channels: int, theta: float) -> Phase:
+    """Phases along one axis, [...] -> [..., channels]; numpy for exact host phases, jax inside a program."""
+    xp, angles = np if isinstance(positions, np.ndarray) else jnp, _angles(positions, channels, theta)
+    return Phase(xp.cos(angles).astype(np.float32), xp.sin(angles).astype(np.float32))
+
+
+def box(time: Phase, row: Phase, column: Phase) -> Phase:
     """Phases of the tokens of a box, frame-major, then row, then column.
+
+    [..., F, a], [h, b] and [w, c] to [..., F h w, a + b + c]: each axis turns channels of its own.
+    """
+
+    def fill(time: Positions, row: Positions, column: Positions) -> Positions:
+        xp = np if isinstance(time, np.ndarray) else jnp
+        full = (*time.shape[:-1], len(row), len(column))
+        parts = (time[..., None, None, :], row[:, None], column[None])
+        spread = [xp.broadcast_to(part, (*full, part.shape[-1])) for part in parts]
+        return xp.concatenate(spread, -1).reshape(*time.shape[:-2], np.prod(full[-3:]), -1)
+
+    return Phase(*(fill(*sides) for sides in zip(time, row, column, strict=True)))
+
+
+def phase_at(times: Positions, rows: np.ndarray, columns: np.ndarray, *, head_size: int, theta: float) -> Phase:
+    """Phases of the tokens of a box.
 
     Args:
       times: latent-frame positions, [F] or [B, F]; numpy for exact host phases, jax inside a program.
@@ -45,17 +67,8 @@ def phase_at(times: Positions, rows: Positions, columns: Positions, *, head_size
       head_size: channels of a head.
       theta: base of the frequencies.
     """
-    xp = np if isinstance(times, np.ndarray) else jnp
-    time, row, column = pairs(head_size)
-    parts = (
-        _angles(times, time, theta)[..., :, None, None, :],
-        _angles(rows, row, theta)[:, None, :],
-        _angles(columns, column, theta)[None, :, :],
-    )
-    full = (*times.shape, *rows.shape, *columns.shape)
-    angles = xp.concatenate([xp.broadcast_to(part, (*full, part.shape[-1])) for part in parts], -1)
-    angles = angles.reshape(*times.shape[:-1], -1, head_size // 2)
-    return Phase(xp.cos(angles).astype(np.float32), xp.sin(angles).astype(np.float32))
+    axes = zip((times, rows, columns), pairs(head_size), strict=True)
+    return box(*(axis_phase(positions, channels, theta) for positions, channels in axes))
 
 
 def grid_phase(times: Positions, grid: tuple[int, int], *, head_size: int, theta: float) -> Phase:

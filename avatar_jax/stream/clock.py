@@ -13,7 +13,7 @@ from avatar_jax.core.config import Config, PictureConfig
 from avatar_jax.models import condition
 from avatar_jax.nn import rope
 
-STILL = np.array([condition.REFERENCE_TIME])  # the reference among the condition tokens
+STILL = np.array([condition.REFERENCE_TIME])  # position of the reference among the condition tokens
 
 
 def frames_of(samples: int, cfg: Config) -> int:
@@ -42,27 +42,37 @@ def reference_times(block: int, cfg: Config) -> np.ndarray:
     return np.maximum(block * cfg.stream.block_latents + drawn, cfg.stream.reference_from)
 
 
+def time_phase(positions: jax.Array | np.ndarray, cfg: PictureConfig) -> rope.Phase:
+    """Phases along time, all of them that changes from block to block: [F] or [B, F] to [..., F, K_time]."""
+    return rope.axis_phase(positions, rope.pairs(cfg.dit.head_size)[0], cfg.dit.rope_theta)
+
+
+def spread(time: rope.Phase, cfg: PictureConfig) -> rope.Phase:
+    """Phases of every token of latent frames, [..., F, K_time] to [..., F f, K/2]."""
+    _, row, column = rope.pairs(cfg.dit.head_size)
+    sides = zip(cfg.grid, (row, column), strict=True)
+    return rope.box(time, *(rope.axis_phase(np.arange(size), count, cfg.dit.rope_theta) for size, count in sides))
+
+
 def grid_phase(positions: jax.Array | np.ndarray, cfg: PictureConfig) -> rope.Phase:
     """Phases of every token of the latent frames at `positions`, [F] or [B, F]."""
-    return rope.grid_phase(positions, cfg.grid, head_size=cfg.dit.head_size, theta=cfg.dit.rope_theta)
+    return spread(time_phase(positions, cfg), cfg)
 
 
-def condition_phase(time: np.ndarray, cfg: PictureConfig) -> rope.Phase:
-    """Phases of the condition tokens [R, K/2], the reference at `time` [1]; motion stands where it always does."""
-    reference = grid_phase(time, cfg)
+def condition_phase(time: rope.Phase, cfg: PictureConfig) -> rope.Phase:
+    """Phases of the condition tokens [R, K/2], the reference at `time` [1, K_time]; motion never moves."""
+    reference = spread(time, cfg)
     if not cfg.dit.motion_latents:
         return reference
     return rope.join(reference, condition.motion_phase(cfg.grid, cfg.latent_size, cfg.dit))
 
 
 def phases(block: int, cfg: Config) -> tuple[rope.Phase, rope.Phase]:
-    """Phases of a block's tokens, [S, K/2], and of the condition tokens in each of its calls, [calls, R, K/2].
+    """Phases along time of a block's latent frames, [F, K_time], and of the reference in its calls [calls, 1, K_time].
 
-    Exact at any block number.
+    Float64 angles on the host: exact at any block number.
     """
-    seen = [condition_phase(time[None], cfg) for time in reference_times(block, cfg)]
-    ahead = rope.Phase(*(np.stack(side) for side in zip(*seen, strict=True)))
-    return grid_phase(times(block, cfg), cfg), ahead
+    return time_phase(times(block, cfg), cfg), time_phase(reference_times(block, cfg)[:, None], cfg)
 
 
 def place(block: int, cfg: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -52,7 +52,9 @@ def _condition(p: dict, scene: Scene, cfg: Config) -> Any:
         tokens = condition.embed_all(p, scene.reference, scene.still, cfg.dit)
     else:
         tokens = condition.embed_reference(p, scene.reference, cfg.dit)
-    return dit.prefill(p, tokens, clock.condition_phase(clock.STILL, cfg), scene.cross, cfg=cfg.dit)
+    return dit.prefill(
+        p, tokens, clock.condition_phase(clock.time_phase(clock.STILL, cfg), cfg), scene.cross, cfg=cfg.dit
+    )
 
 
 def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
@@ -84,6 +86,56 @@ def adapt(weights: Weights, state: StreamState, scene: Scene, *, cfg: Config) ->
     return StreamState(caches, state.tail)
 
 
+def call(
+    p: dict,
+    memory: Any,
+    x: jax.Array,
+    at: dit.Level,
+    number: int | jax.Array,
+    block: BlockInput,
+    heard: dit.Heard,
+    cross: Any,
+    *,
+    cfg: Config,
+) -> tuple[Any, jax.Array]:
+    """One network call of a block, whichever schedule makes it.
+
+    Args:
+      p: weights of the transformer.
+      memory: the one that this call reads and writes.
+      x: the block's latents [B, F, h, w, C].
+      at: their noise level.
+      number: which of the block's calls this is.
+      block: the block.
+      heard: its sound, from `dit.hear`.
+      cross: the prompt, from `dit.remember`, or None.
+      cfg: the run.
+
+    Returns:
+      the memory with the block in it, and the velocity.
+    """
+    ahead = Phase(*(jnp.asarray(side)[number] for side in block.reference_time))
+    return dit.apply_block(
+        p,
+        memory,
+        x,
+        at,
+        phase=clock.spread(block.time, cfg),
+        reference_phase=clock.condition_phase(ahead, cfg),
+        slots=block.slots,
+        filled=block.filled,
+        heard=heard,
+        cross=cross,
+        given=condition.Given(pose=block.pose),
+        cfg=cfg.dit,
+    )
+
+
+def hear(p: dict, features: jax.Array, *, cfg: Config) -> audio.Voice:
+    """A block's sound as tokens of its latent frames. features: [B, context + T, layers, width]."""
+    return audio.encode(p["audio"]["encoder"], features, context=cfg.stream.audio_context, cfg=cfg.dit)
+
+
 def denoise(
     p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, cfg: Config
 ) -> tuple[tuple[Any, ...], jax.Array]:
@@ -95,32 +147,18 @@ def denoise(
     Returns:
       the memories with this block committed, and its latents [B, F, h, w, C].
     """
-    voice = audio.encode(p["audio"]["encoder"], block.features, context=cfg.stream.audio_context, cfg=cfg.dit)
-    heard = dit.hear(p, (voice,), cfg=cfg.dit)
     memories, x = list(caches), block.noise
+    heard = dit.hear(p, (hear(p, block.features, cfg=cfg),), cfg=cfg.dit)
 
-    def call(number: int, x: jax.Array, level: np.floating) -> jax.Array:
-        memory = number % len(memories)
-        memories[memory], v = dit.apply_block(
-            p,
-            memories[memory],
-            x,
-            dit.level(p, level, cfg=cfg.dit),
-            phase=block.phase,
-            reference_phase=Phase(*(side[number] for side in block.reference_phase)),
-            slots=block.slots,
-            filled=block.filled,
-            heard=heard,
-            cross=cross,
-            given=condition.Given(pose=block.pose),
-            cfg=cfg.dit,
-        )
+    def run(number: int, x: jax.Array, level: np.floating) -> jax.Array:
+        memory, at = number % len(memories), dit.level(p, level, cfg=cfg.dit)
+        memories[memory], v = call(p, memories[memory], x, at, number, block, heard, cross, cfg=cfg)
         return v
 
     for step, (level, below) in enumerate(itertools.pairwise(levels(cfg.stream))):
-        x = flow.euler(x, call(step, x, level), level, below)
+        x = flow.euler(x, run(step, x, level), level, below)
     if cfg.stream.history == "clean":
-        call(cfg.stream.steps, x, np.float32(0.0))
+        run(cfg.stream.steps, x, np.float32(0.0))
     return tuple(memories), x
 
 

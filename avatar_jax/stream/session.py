@@ -126,14 +126,14 @@ class Session:
 
     def _draw(self, features: np.ndarray) -> np.ndarray:
         cfg = self._cfg
-        phase, reference_phase = clock.phases(self._blocks, cfg)
+        time, reference_time = clock.phases(self._blocks, cfg)
         slots, filled = clock.place(self._blocks, cfg)
         shape = (1, cfg.stream.block_latents, *cfg.latent_size, cfg.vae.latent_channels)
         inputs = BlockInput(
             features=jnp.asarray(self._heard(features))[None],
             noise=jax.random.normal(jax.random.fold_in(self._key, self._blocks), shape),
-            phase=phase,
-            reference_phase=reference_phase,
+            time=time,
+            reference_time=reference_time,
             slots=jnp.asarray(slots),
             filled=jnp.asarray(filled),
         )

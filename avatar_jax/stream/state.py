@@ -36,8 +36,8 @@ class BlockInput:
 
     features: jax.Array  # sound, [B, context + frames, layers, audio_width]
     noise: jax.Array  # [B, F, h, w, C]
-    phase: Phase  # of the block's tokens
-    reference_phase: Phase  # of the condition tokens in each network call, [calls, R, K/2]
+    time: Phase  # of its latent frames, [F, K_time]
+    reference_time: Phase  # of the reference in each network call, [calls, 1, K_time]
     slots: jax.Array  # int32 [1], ring slot of this block
     filled: jax.Array  # int32 [], ring tokens that hold something, this block included
     pose: jax.Array | None = None  # latents of a pose video, [B, F, h, w, C]; None for no pose

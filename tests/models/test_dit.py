@@ -58,8 +58,8 @@ def _voice(p: dict, features: jax.Array, cfg: Config) -> audio.Voice:
 
 def _phases(block: int, cfg: Config) -> tuple[rope.Phase, rope.Phase]:
     """Of a block's tokens, and of the reference in its first call."""
-    phase, ahead = clock.phases(block, cfg)
-    return phase, rope.Phase(*(side[0] for side in ahead))
+    time, ahead = clock.phases(block, cfg)
+    return clock.spread(time, cfg), clock.condition_phase(rope.Phase(*(side[0] for side in ahead)), cfg)
 
 
 def whole(p: dict, given: dict, cfg: Config) -> jax.Array:

@@ -12,7 +12,6 @@ import pytest
 from avatar_jax.core import spec
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit, vae
-from avatar_jax.nn import rope
 from avatar_jax.stream import clock, rollout
 from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
 from configs.live_avatar_14b import get_config
@@ -39,13 +38,12 @@ def block_input(io: dict[str, np.ndarray], block: int, cfg: Config) -> BlockInpu
     latents = slice(inside * length, (inside + 1) * length)
     sound = np.moveaxis(io["audio"][0, ..., 4 * length * block : 4 * length * (block + 1)], -1, 0)
     drawn = np.maximum(block * length + io["relative_dist"][block], cfg.stream.reference_from)
-    seen = [clock.condition_phase(np.array([time]), cfg) for time in drawn]
     slots, filled = clock.place(block, cfg)
     return BlockInput(
         features=jnp.asarray(np.concatenate([np.repeat(sound[:1], context, 0), sound]))[None],
         noise=jnp.asarray(frames_last(io["noise"][clip][:, latents])),
-        phase=clock.phases(block, cfg)[0],
-        reference_phase=rope.Phase(*(np.stack(side) for side in zip(*seen, strict=True))),
+        time=clock.phases(block, cfg)[0],
+        reference_time=clock.time_phase(drawn[:, None], cfg),
         slots=jnp.asarray(slots),
         filled=jnp.asarray(filled),
         pose=jnp.asarray(frames_last(io["cond_states"][clip][:, latents])),
