@@ -38,7 +38,17 @@ def level(p: dict, sigma: jax.Array | np.ndarray | np.floating, *, cfg: DitConfi
     A stream's few levels never change: computed once, they keep a matrix of 6 D^2 numbers out of every step.
     """
     groups = sigma.reshape(1, 1) if isinstance(sigma, np.floating) or not sigma.ndim else sigma
-    e = dense.apply(p["time"]["in"], jnp.asarray(embed.sinusoid(groups * TIMESTEPS, cfg.freq)))
+    return read_level(p, jnp.asarray(embed.sinusoid(groups * TIMESTEPS, cfg.freq)), cfg=cfg)
+
+
+def sinusoids(sigmas: np.ndarray, *, cfg: DitConfig) -> jax.Array:
+    """What `read_level` takes, of levels known on the host [n], exact at every one: float32 [n, 1, 1, freq]."""
+    return jnp.asarray(embed.sinusoid(sigmas * np.float32(TIMESTEPS), cfg.freq)[:, None, None])
+
+
+def read_level(p: dict, sinusoid: jax.Array, *, cfg: DitConfig) -> Level:
+    """The embedding of a level's sinusoid [B, G, freq]."""
+    e = dense.apply(p["time"]["in"], sinusoid)
     e = dense.apply(p["time"]["out"], jax.nn.silu(e))
     e0 = dense.apply(p["time"]["projection"], jax.nn.silu(e))
     return Level(e, e0.reshape(*e.shape[:-1], 6, cfg.width))

@@ -1,7 +1,7 @@
 """Sequential block autoregression: the oracle of every faster schedule, and the trainers' rollout."""
 
+import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -11,10 +11,11 @@ import numpy as np
 from avatar_jax.core.config import Config, StreamConfig
 from avatar_jax.diffusion import flow, schedule
 from avatar_jax.models import audio, condition, dit, vae
+from avatar_jax.models.level import read_level, sinusoids
 from avatar_jax.nn import kv
 from avatar_jax.nn.rope import Phase
 from avatar_jax.stream import clock
-from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Flight, Scene, StreamState, Weights
 
 LEVELS = {"shifted": schedule.sigmas, "published": schedule.published}
 
@@ -86,13 +87,20 @@ def adapt(weights: Weights, state: StreamState, scene: Scene, *, cfg: Config) ->
     return StreamState(caches, state.tail)
 
 
+def enter(p: dict, block: BlockInput, *, cfg: Config) -> Flight:
+    """A block at its first step: noise, and its sound as tokens of its latent frames."""
+    voice = audio.encode(p["audio"]["encoder"], block.features, context=cfg.stream.audio_context, cfg=cfg.dit)
+    dtype = cfg.dit.compute_dtype
+    voice = voice._replace(local=voice.local.astype(dtype), whole=voice.whole.astype(dtype))
+    return Flight(block.noise.astype(dtype), voice, block.place, block.pose)
+
+
 def call(
     p: dict,
     memory: Any,
-    x: jax.Array,
+    flight: Flight,
     at: dit.Level,
     number: int | jax.Array,
-    block: BlockInput,
     heard: dit.Heard,
     cross: Any,
     *,
@@ -103,43 +111,57 @@ def call(
     Args:
       p: weights of the transformer.
       memory: the one that this call reads and writes.
-      x: the block's latents [B, F, h, w, C].
-      at: their noise level.
+      flight: the block.
+      at: the noise level of its latents.
       number: which of the block's calls this is.
-      block: the block.
       heard: its sound, from `dit.hear`.
       cross: the prompt, from `dit.remember`, or None.
       cfg: the run.
 
     Returns:
-      the memory with the block in it, and the velocity.
+      the memory with the block in it, and the velocity, float32.
     """
-    ahead = Phase(*(jnp.asarray(side)[number] for side in block.reference_time))
+    place = flight.place
+    ahead = Phase(*(jnp.asarray(side)[number] for side in place.reference_time))
     return dit.apply_block(
         p,
         memory,
-        x,
+        flight.latent,
         at,
-        phase=clock.spread(block.time, cfg),
+        phase=clock.spread(place.time, cfg),
         reference_phase=clock.condition_phase(ahead, cfg),
-        slots=block.slots,
-        filled=block.filled,
+        slots=place.slots,
+        filled=place.filled,
         heard=heard,
         cross=cross,
-        given=condition.Given(pose=block.pose),
+        given=condition.Given(pose=flight.pose),
         cfg=cfg.dit,
     )
 
 
-def hear(p: dict, features: jax.Array, *, cfg: Config) -> audio.Voice:
-    """A block's sound as tokens of its latent frames. features: [B, context + T, layers, width]."""
-    return audio.encode(p["audio"]["encoder"], features, context=cfg.stream.audio_context, cfg=cfg.dit)
+def step(
+    p: dict,
+    memory: Any,
+    flight: Flight,
+    number: int | jax.Array,
+    heard: dit.Heard,
+    cross: Any,
+    *,
+    cfg: Config,
+) -> tuple[Any, Flight]:
+    """One denoising step of a block (section 11.5): `call`, then the Euler step to the next level."""
+    table = levels(cfg.stream)
+    at = read_level(p, sinusoids(table[:-1], cfg=cfg.dit)[number], cfg=cfg.dit)
+    memory, v = call(p, memory, flight, at, number, heard, cross, cfg=cfg)
+    level, below = (jnp.asarray(side)[number] for side in (table[:-1], table[1:]))
+    x = flow.euler(flight.latent, v, level, below).astype(flight.latent.dtype)
+    return memory, dataclasses.replace(flight, latent=x)
 
 
 def denoise(
     p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, cfg: Config
 ) -> tuple[tuple[Any, ...], jax.Array]:
-    """Draws one block: noise to latents through `cfg.stream.steps` Euler steps (section 11.4).
+    """Draws one block: noise to latents through `cfg.stream.steps` Euler steps.
 
     With "timestep" history step k reads and writes memory k, whose keys are all at step k's noise level; with
     "clean" history the steps overwrite the block's slot of the one memory and a last pass at t = 0 leaves clean keys.
@@ -147,19 +169,15 @@ def denoise(
     Returns:
       the memories with this block committed, and its latents [B, F, h, w, C].
     """
-    memories, x = list(caches), block.noise
-    heard = dit.hear(p, (hear(p, block.features, cfg=cfg),), cfg=cfg.dit)
-
-    def run(number: int, x: jax.Array, level: np.floating) -> jax.Array:
-        memory, at = number % len(memories), dit.level(p, level, cfg=cfg.dit)
-        memories[memory], v = call(p, memories[memory], x, at, number, block, heard, cross, cfg=cfg)
-        return v
-
-    for step, (level, below) in enumerate(itertools.pairwise(levels(cfg.stream))):
-        x = flow.euler(x, run(step, x, level), level, below)
+    memories, flight = list(caches), enter(p, block, cfg=cfg)
+    heard = dit.hear(p, (flight.voice,), cfg=cfg.dit)
+    for number in range(cfg.stream.steps):
+        memory = number % len(memories)
+        memories[memory], flight = step(p, memories[memory], flight, number, heard, cross, cfg=cfg)
     if cfg.stream.history == "clean":
-        run(cfg.stream.steps, x, np.float32(0.0))
-    return tuple(memories), x
+        clean = dit.level(p, np.float32(0.0), cfg=cfg.dit)
+        memories[0], _ = call(p, memories[0], flight, clean, cfg.stream.steps, heard, cross, cfg=cfg)
+    return tuple(memories), flight.latent
 
 
 def block(

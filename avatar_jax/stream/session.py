@@ -13,7 +13,7 @@ from avatar_jax.core import config as configs
 from avatar_jax.io import checkpoint
 from avatar_jax.models import dit, vae
 from avatar_jax.stream import clock, hear, prompt, rollout
-from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
 
 Blocks = list[np.ndarray]
 
@@ -132,10 +132,7 @@ class Session:
         inputs = BlockInput(
             features=jnp.asarray(self._heard(features))[None],
             noise=jax.random.normal(jax.random.fold_in(self._key, self._blocks), shape),
-            time=time,
-            reference_time=reference_time,
-            slots=jnp.asarray(slots),
-            filled=jnp.asarray(filled),
+            place=Place(time, reference_time, jnp.asarray(slots), jnp.asarray(filled)),
         )
         avatar = self._avatar
         self._state, (latent, frames) = avatar.block(avatar.weights, self._state, inputs, avatar.scene.cross)

@@ -5,6 +5,7 @@ from typing import Any
 import flax.struct
 import jax
 
+from avatar_jax.models.audio import Voice
 from avatar_jax.models.vae import Tail
 from avatar_jax.nn.rope import Phase
 
@@ -31,16 +32,33 @@ class StreamState:
 
 
 @flax.struct.dataclass
+class Place:
+    """Where a block stands in its stream and in the ring."""
+
+    time: Phase  # of its latent frames, [F, K_time]
+    reference_time: Phase  # of the reference in each network call, [calls, 1, K_time]
+    slots: jax.Array  # int32 [1], ring slot of this block
+    filled: jax.Array  # int32 [], ring tokens that hold something, this block included
+
+
+@flax.struct.dataclass
 class BlockInput:
     """What the host knows of one block before it is drawn."""
 
     features: jax.Array  # sound, [B, context + frames, layers, audio_width]
     noise: jax.Array  # [B, F, h, w, C]
-    time: Phase  # of its latent frames, [F, K_time]
-    reference_time: Phase  # of the reference in each network call, [calls, 1, K_time]
-    slots: jax.Array  # int32 [1], ring slot of this block
-    filled: jax.Array  # int32 [], ring tokens that hold something, this block included
+    place: Place
     pose: jax.Array | None = None  # latents of a pose video, [B, F, h, w, C]; None for no pose
+
+
+@flax.struct.dataclass
+class Flight:
+    """A block being drawn: all that a step needs of it, and hands on."""
+
+    latent: jax.Array  # [B, F, h, w, C], in the transformer's dtype
+    voice: Voice
+    place: Place
+    pose: jax.Array | None = None
 
 
 @flax.struct.dataclass

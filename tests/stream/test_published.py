@@ -13,7 +13,7 @@ from avatar_jax.core import spec
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit, vae
 from avatar_jax.stream import clock, rollout
-from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
 from configs.live_avatar_14b import get_config
 from tests.published.case import Case, frames_first, frames_last
 from tests.published.wan import network
@@ -42,10 +42,12 @@ def block_input(io: dict[str, np.ndarray], block: int, cfg: Config) -> BlockInpu
     return BlockInput(
         features=jnp.asarray(np.concatenate([np.repeat(sound[:1], context, 0), sound]))[None],
         noise=jnp.asarray(frames_last(io["noise"][clip][:, latents])),
-        time=clock.phases(block, cfg)[0],
-        reference_time=clock.time_phase(drawn[:, None], cfg),
-        slots=jnp.asarray(slots),
-        filled=jnp.asarray(filled),
+        place=Place(
+            clock.phases(block, cfg)[0],
+            clock.time_phase(drawn[:, None], cfg),
+            jnp.asarray(slots),
+            jnp.asarray(filled),
+        ),
         pose=jnp.asarray(frames_last(io["cond_states"][clip][:, latents])),
     )
 
