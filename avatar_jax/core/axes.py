@@ -59,3 +59,8 @@ def shardings(spec: Spec, rules: Rules, mesh: Mesh) -> dict[str, Any]:
         dict(spec),
         is_leaf=lambda leaf: isinstance(leaf, Leaf),
     )
+
+
+def one_layer(tree: Any) -> Any:
+    """How one layer lies, of shardings of stacked layers."""
+    return jax.tree.map(lambda stacked: NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:])), tree)

@@ -47,8 +47,8 @@ def view(p: dict, portrait: jax.Array, *, cfg: Config) -> Scene:
     return Scene(reference, jnp.concatenate([reference, jnp.moveaxis(latents, 0, 1)], 1))
 
 
-def _condition(p: dict, scene: Scene, cfg: Config) -> Any:
-    """Keys and values of the scene's condition tokens in every layer."""
+def prefill(p: dict, scene: Scene, *, cfg: Config) -> Any:
+    """Keys and values of the scene's condition tokens in every layer, see `dit.prefill`."""
     if cfg.dit.motion_latents:
         tokens = condition.embed_all(p, scene.reference, scene.still, cfg.dit)
     else:
@@ -66,7 +66,7 @@ def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
       scene: from `view`.
       cfg: the run.
     """
-    held = _condition(weights.dit, scene, cfg)
+    held = prefill(weights.dit, scene, cfg=cfg)
     slots = cfg.stream.window_blocks * cfg.stream.block_latents * cfg.tokens_per_frame
     memory = kv.each(weights.dit["blocks"], lambda keys_values: kv.empty(*keys_values, slots=slots), held)
     _, tail = vae.decode_first(weights.vae, scene.still[:, :1], cfg=cfg.vae)
@@ -78,7 +78,7 @@ def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
 
 def adapt(weights: Weights, state: StreamState, scene: Scene, *, cfg: Config) -> StreamState:
     """The same stream with another scene: the condition part of every memory anew, rings as they are (section 6.5)."""
-    held = _condition(weights.dit, scene, cfg)
+    held = prefill(weights.dit, scene, cfg=cfg)
     blocks = weights.dit["blocks"]
     caches = tuple(
         kv.each(blocks, lambda layer, keys_values: kv.refill(layer, *keys_values), cache, held)
@@ -203,6 +203,23 @@ def make_view(cfg: Config):
 def make_start(cfg: Config):
     """`start` compiled for `cfg`, once for all avatars: (weights, scene) -> state."""
     return jax.jit(functools.partial(start, cfg=cfg))
+
+
+@functools.lru_cache(maxsize=8)
+def make_prefill(cfg: Config):
+    """`prefill` compiled for `cfg`: (weights of the transformer, scene) -> keys and values."""
+    return jax.jit(functools.partial(prefill, cfg=cfg))
+
+
+@functools.lru_cache(maxsize=8)
+def make_decode(cfg: Config):
+    """The decoder of blocks compiled for `cfg`, tail donated: (weights of the VAE, tail, latents) -> (frames, tail)."""
+
+    def decode(p: dict, tail: vae.Tail, latent: jax.Array) -> tuple[jax.Array, vae.Tail]:
+        pixels, tail = vae.decode_step(p, tail, latent, cfg=cfg.vae)
+        return vae.to_uint8(pixels), tail
+
+    return jax.jit(decode, donate_argnums=1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,33 +1,32 @@
 """The live engine: push sound, get blocks of video. The file command is this engine fed from a file."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from avatar_jax.core import config as configs
 from avatar_jax.io import checkpoint
 from avatar_jax.models import dit, vae
-from avatar_jax.stream import clock, hear, prompt, rollout
-from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
+from avatar_jax.stream import clock, engine, hear, prompt, rollout
+from avatar_jax.stream.state import BlockInput, Place, Scene, Weights
 
 Blocks = list[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Avatar:
-    """A portrait ready to speak: weights, the compiled programs, the scene and the state before block 0."""
+    """A portrait ready to speak: its scene, and what listens and draws for every session of it."""
 
     cfg: configs.Config
-    weights: Weights
     scene: Scene
-    begin: StreamState
-    block: Callable[..., tuple[StreamState, tuple[jax.Array, jax.Array]]]
     hearing: hear.Hearing
+    engine: engine.Engines
 
 
 def load_weights(cfg: configs.Config, folder: pathlib.Path) -> Weights:
@@ -54,6 +53,7 @@ def make_avatar(
     *,
     text: jax.Array | None = None,
     hearing: hear.Hearing | None = None,
+    mesh: Mesh | None = None,
 ) -> Avatar:
     """Prepares a portrait: encodes it, fills the memories with it, warms up.
 
@@ -65,6 +65,7 @@ def make_avatar(
       portrait: uint8 [H, W, 3], of the configured size.
       text: rows of the prompt, from `prompt.encode`, if the model reads one.
       hearing: from `load_hearing`; log-mel features need none.
+      mesh: with a stage axis, to draw in a pipeline.
     """
     wanted = (cfg.video.height, cfg.video.width, 3)
     if portrait.shape != wanted:
@@ -73,9 +74,13 @@ def make_avatar(
     if text is not None:
         scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
     begin = rollout.make_start(cfg)(weights, scene)
-    avatar = Avatar(cfg, weights, scene, begin, rollout.make_block(cfg), hearing or hear.make_hearing(cfg))
+    if mesh is None:
+        engines = functools.partial(engine.Sequential, weights, scene, begin, cfg)
+    else:
+        engines = functools.partial(engine.Pipelined, engine.place(weights, mesh, cfg), scene, begin, mesh, cfg)
+    avatar = Avatar(cfg, scene, hearing or hear.make_hearing(cfg), engines)
     warm_up = Session(avatar)
-    warm_up.push_audio(np.zeros(max(1, cfg.stream.adapt_blocks) * cfg.block_samples, np.float32))
+    warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
     warm_up.finish()
     return avatar
 
@@ -84,9 +89,8 @@ class Session:
     """One stream of one avatar. Feed sound of any length; blocks come out as soon as their sound is heard."""
 
     def __init__(self, avatar: Avatar):
-        self._avatar, self._cfg = avatar, avatar.cfg
-        self._state = jax.tree.map(jnp.copy, avatar.begin)  # each block donates its state
-        self._ear = avatar.hearing()
+        self._cfg, self._scene = avatar.cfg, avatar.scene
+        self._ear, self._engine = avatar.hearing(), avatar.engine()
         self._context: np.ndarray | None = None
         self._blocks, self._samples = 0, 0
         self._key = jax.random.key(self._cfg.stream.seed)
@@ -104,11 +108,11 @@ class Session:
           the blocks they complete, each uint8 [T, H, W, 3].
         """
         self._samples += len(samples)
-        return [self._draw(features) for features in self._ear.push(np.asarray(samples, np.float32))]
+        return self._draw(self._ear.push(np.asarray(samples, np.float32)))
 
     def finish(self) -> Blocks:
         """Shows what is left, the last block cut so that the frames cover the sound exactly."""
-        blocks = [self._draw(features) for features in self._ear.finish()]
+        blocks = self._draw(self._ear.finish()) + self._show(self._engine.drain())
         over = self._blocks * self._cfg.block_frames - clock.frames_of(self._samples, self._cfg)
         if blocks and over > 0:
             blocks[-1] = blocks[-1][:-over]
@@ -124,27 +128,33 @@ class Session:
         self._context = heard[-cfg.audio_context :]
         return heard
 
-    def _draw(self, features: np.ndarray) -> np.ndarray:
+    def _input(self, features: np.ndarray) -> BlockInput:
         cfg = self._cfg
-        time, reference_time = clock.phases(self._blocks, cfg)
         slots, filled = clock.place(self._blocks, cfg)
         shape = (1, cfg.stream.block_latents, *cfg.latent_size, cfg.vae.latent_channels)
-        inputs = BlockInput(
+        return BlockInput(
             features=jnp.asarray(self._heard(features))[None],
             noise=jax.random.normal(jax.random.fold_in(self._key, self._blocks), shape),
-            place=Place(time, reference_time, jnp.asarray(slots), jnp.asarray(filled)),
+            place=Place(*clock.phases(self._blocks, cfg), jnp.asarray(slots), jnp.asarray(filled)),
         )
-        avatar = self._avatar
-        self._state, (latent, frames) = avatar.block(avatar.weights, self._state, inputs, avatar.scene.cross)
-        self._blocks += 1
-        self._adapt(latent)
-        return np.asarray(frames[0])
 
-    def _adapt(self, latent: jax.Array) -> None:
+    def _draw(self, heard: hear.Features) -> Blocks:
+        blocks = []
+        for features in heard:
+            drawn = self._engine.feed(self._input(features))
+            self._blocks += 1
+            self._adapt(drawn)
+            blocks += self._show(drawn)
+        return blocks
+
+    def _adapt(self, drawn: list[engine.Drawn]) -> None:
         """The adaptive sink: the stream's own first latent becomes the reference (live_avatar.md section 6.5)."""
-        after, avatar = self._cfg.stream.adapt_blocks, self._avatar
-        if self._blocks == 1 and after:
-            self._first = latent[:, :1]
+        after = self._cfg.stream.adapt_blocks
+        if after and self._first is None and drawn:
+            self._first = drawn[0].latent[:, :1]
         if self._blocks == after:
-            scene = dataclasses.replace(avatar.scene, reference=self._first)
-            self._state = rollout.make_adapt(self._cfg)(avatar.weights, self._state, scene)
+            self._scene = dataclasses.replace(self._scene, reference=self._first)
+            self._engine.show(self._scene)
+
+    def _show(self, drawn: list[engine.Drawn]) -> Blocks:
+        return [np.asarray(block.frames[0]) for block in drawn]

@@ -1,0 +1,153 @@
+"""The pipeline draws what the sequential sampler draws, and its program is one transfer a tick."""
+
+import collections
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avatar_jax.core import axes
+from avatar_jax.core.check import validate
+from avatar_jax.core.config import TrainingConfig
+from avatar_jax.stream import clock, engine, pipeline, rollout
+from avatar_jax.stream.engine import Drawn
+from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
+from tests.stream.test_session import small, weights_of
+
+BLOCKS = 9  # the ring of 3 wraps twice
+
+
+def run(steps: int = 4, **stream: object) -> TrainingConfig:
+    cfg = small("timestep")
+    return validate(dataclasses.replace(cfg, stream=dataclasses.replace(cfg.stream, steps=steps, **stream)))
+
+
+def mesh_of(**shape: int):
+    return axes.make_mesh(jax.devices()[: int(np.prod(list(shape.values())))], shape)
+
+
+def block_of(number: int, cfg: TrainingConfig) -> BlockInput:
+    noise, sound = (jax.random.fold_in(jax.random.key(kind), number) for kind in (1, 2))
+    return BlockInput(
+        features=jax.random.normal(sound, (1, 17, 1, cfg.dit.audio_width)),
+        noise=jax.random.normal(noise, (1, 3, *cfg.latent_size, 16)),
+        place=Place(*clock.phases(number, cfg), *map(jnp.asarray, clock.place(number, cfg))),
+    )
+
+
+def begin(weights: Weights, cfg: TrainingConfig, seed: int = 3) -> tuple[Scene, StreamState]:
+    portrait = jax.random.uniform(jax.random.key(seed), (1, 1, cfg.video.height, cfg.video.width, 3)) * 2 - 1
+    scene = rollout.view(weights.vae, portrait, cfg=cfg)
+    return scene, rollout.start(weights, scene, cfg=cfg)
+
+
+def play(drawer: engine.Engine, cfg: TrainingConfig, later: dict[int, Scene]) -> list[np.ndarray]:
+    """Latents of all blocks; `later`: scenes that begin with a block."""
+    drawn: list[Drawn] = []
+    for number in range(BLOCKS):
+        if number in later:
+            drawer.show(later[number])
+        drawn += drawer.feed(block_of(number, cfg))
+    drawn += drawer.drain()
+    assert len(drawn) == BLOCKS
+    return [np.asarray(block.latent) for block in drawn]
+
+
+@pytest.mark.parametrize(("steps", "stages"), [(4, 2), (4, 4), (8, 8), (3, 1)])
+@pytest.mark.parametrize("layer_loop", ["unroll", "scan"])
+def test_pipeline_equals_sequential(steps: int, stages: int, layer_loop: str):
+    cfg = run(steps)
+    cfg = dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, layer_loop=layer_loop))
+    weights, mesh = weights_of(cfg), mesh_of(stage=stages)
+    scene, state = begin(weights, cfg)
+    later = {4: begin(weights, cfg, 7)[0], 5: begin(weights, cfg, 8)[0]}
+    expected = play(engine.Sequential(weights, scene, state, cfg), cfg, later)
+    found = play(engine.Pipelined(engine.place(weights, mesh, cfg), scene, state, mesh, cfg), cfg, later)
+    assert np.abs(expected[-1]).mean() > 0.1
+    for number, (one, two) in enumerate(zip(expected, found, strict=True)):
+        np.testing.assert_allclose(two, one, atol=1e-6, err_msg=f"block {number}")
+    unchanged = play(engine.Sequential(weights, scene, state, cfg), cfg, {})
+    assert np.abs(unchanged[3] - expected[3]).max() == 0 and np.abs(unchanged[4] - expected[4]).max() > 1e-3
+
+
+def test_stages_of_two_devices():
+    """Heads split over a tensor axis inside each stage: the same up to the order of sums."""
+    cfg = run()
+    weights, mesh = weights_of(cfg), mesh_of(stage=2, tensor=2)
+    scene, state = begin(weights, cfg)
+    expected = play(engine.Sequential(weights, scene, state, cfg), cfg, {})
+    found = play(engine.Pipelined(engine.place(weights, mesh, cfg), scene, state, mesh, cfg), cfg, {})
+    np.testing.assert_allclose(np.stack(found), np.stack(expected), atol=2e-5)
+
+
+def test_one_transfer_a_tick_and_memories_in_place():
+    cfg = run()
+    weights, mesh = weights_of(cfg), mesh_of(stage=4)
+    placed, entering = engine.place(weights, mesh, cfg), block_of(0, cfg)
+    _, state = begin(weights, cfg)
+    first = pipeline.start(placed.dit, state.caches[0], None, entering, mesh=mesh, cfg=cfg)
+    program = pipeline.make_tick(cfg, mesh).lower(placed.dit, first, entering).compile()
+    ops = collections.Counter(
+        re.findall(r" (collective-permute|all-\w+|reduce-scatter|conditional)\(", program.as_text())
+    )
+    assert ops == {"collective-permute": 1}
+    moved = re.search(r"u8\[(\d+)\]\S* collective-permute\(", program.as_text())
+    flight = jax.tree.leaves(jax.eval_shape(lambda: rollout.enter(placed.dit, entering, cfg=cfg)))
+    assert moved and int(moved[1]) == sum(leaf.size * leaf.dtype.itemsize for leaf in flight)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(first)) // 4  # of one stage
+    assert program.memory_analysis().alias_size_in_bytes == held
+
+
+def test_one_program_for_all_ticks():
+    cfg = run()
+    weights, mesh = weights_of(cfg), mesh_of(stage=2)
+    scene, state = begin(weights, cfg)
+    drawer = engine.Pipelined(engine.place(weights, mesh, cfg), scene, state, mesh, cfg)
+    play(drawer, cfg, {3: scene})
+    assert pipeline.make_tick(cfg, mesh)._cache_size() == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("stages", "stream", "words"),
+    [
+        (3, {}, "3 stages: must divide config.stream.steps=4"),
+        (8, {}, "8 stages: must divide config.stream.steps=4"),
+        (2, {"history": "clean"}, "needs 'timestep'"),
+        (4, {"adapt_blocks": 2}, "adapt_blocks=2: must be 0 or at least the 4 stages"),
+    ],
+)
+def test_a_wrong_mesh_is_refused(stages: int, stream: dict, words: str):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        pipeline.steps_of(stages, run(**stream))
+
+
+def test_heads_that_do_not_divide_are_refused():
+    cfg = run()
+    with pytest.raises(ValueError, match=r"does not split over 4 devices of 'tensor'"):
+        engine.place(weights_of(cfg), mesh_of(stage=2, tensor=4), dataclasses.replace(cfg, dit=dit_of(cfg, 50)))
+
+
+def dit_of(cfg: TrainingConfig, width: int):
+    return dataclasses.replace(cfg.dit, width=width)
+
+
+LEAVES = st.tuples(
+    st.sampled_from([np.float32, np.int32, jnp.bfloat16, np.uint8]), st.lists(st.integers(1, 4), max_size=3)
+)
+
+
+@given(st.lists(LEAVES, min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_packing_keeps_every_byte(leaves):
+    rng = np.random.default_rng(0)
+    tree = [jnp.asarray(rng.integers(0, 100, shape), dtype) for dtype, shape in leaves]
+    packed = pipeline.pack(tree)
+    assert packed.dtype == jnp.uint8 and packed.size == sum(leaf.nbytes for leaf in tree)
+    for one, two in zip(tree, pipeline.unpack(packed, tree), strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert one.dtype == two.dtype
