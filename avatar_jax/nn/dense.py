@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from avatar_jax.core import quant
 from avatar_jax.core.spec import Leaf
 
 
@@ -16,7 +17,18 @@ def matrix_spec(inputs: int, outputs: int, axes: tuple[str | None, str | None]) 
     return {"w": Leaf((inputs, outputs), axes)}
 
 
+def _product(x: jax.Array, w: jax.Array | quant.QTensor) -> jax.Array:
+    if isinstance(w, quant.QTensor):
+        return quant.matmul(x, w)
+    return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
 def apply(p: dict, x: jax.Array) -> jax.Array:
-    """y = x W + b, or x W without a "b". x: [..., in] -> [..., out] in x's dtype."""
-    y = jnp.matmul(x, p["w"].astype(x.dtype), preferred_element_type=jnp.float32)
+    """y = x W + b, or x W without a "b". x: [..., in] -> [..., out] in x's dtype.
+
+    W is an array or a `QTensor`; a grafted adapter ("lora", see core/lora.py) adds (x a) b.
+    """
+    y = _product(x, p["w"])
+    if "lora" in p:
+        y += _product(_product(x, p["lora"]["a"]).astype(x.dtype), p["lora"]["b"])
     return (y + p["b"] if "b" in p else y).astype(x.dtype)

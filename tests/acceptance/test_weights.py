@@ -179,9 +179,9 @@ def _published_shape(source: table.Source, shape: tuple[int, ...]) -> tuple[int,
     return shape if source.change is table.same else (1, *shape)
 
 
-def _convert(source: pathlib.Path, output: pathlib.Path, seconds: float | None = None) -> int | None:
+def _convert(source: pathlib.Path, output: pathlib.Path, *more: str, seconds: float | None = None) -> int | None:
     """Peak MiB of a conversion, or None if it was killed after `seconds`."""
-    command = [sys.executable, "-c", MEASURED, f"--source={source}", f"--output={output}"]
+    command = [sys.executable, "-c", MEASURED, f"--source={source}", f"--output={output}", *more]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
@@ -203,7 +203,12 @@ def test_conversion_of_8_gb(tmp_path):
     figure = (
         f"{size / 1e9:.1f} GB: peak {peak:.2f} GiB, {len(left)} arrays kept after a kill, {'' if same else 'not '}equal"
     )
+    eighth = _convert(tmp_path / "published", tmp_path / "fp8", "--quantise=fp8")
+    written = sum(path.stat().st_size for path in (tmp_path / "fp8").rglob("*") if path.is_file())
     shutil.rmtree(tmp_path)
+    small = (eighth or 0) / 1024 < 2.79 and written < 0.55 * size
+    figure_fp8 = f"{written / 1e9:.1f} GB written, peak {(eighth or 0) / 1024:.2f} GiB"
+    assert row("the same quantised to fp8", figure_fp8, "half the size, under 3 GB", small)
     assert row(
         "conversion of a sharded 8 GB checkpoint", figure, "under 3 GB, resumable, equal twice", peak < 2.79 and same
     )

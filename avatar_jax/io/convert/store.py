@@ -5,6 +5,7 @@ and each array is then written into it layer by layer, in the chunks it is read 
 run that was stopped goes on from there. The folder gets its name when it is complete.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,8 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from avatar_jax.core import quant, tree
 from avatar_jax.core import spec as specs
-from avatar_jax.core import tree
 from avatar_jax.io.convert.published import Published
 from avatar_jax.io.convert.table import Table
 from avatar_jax.io.errors import InputError
@@ -32,9 +33,9 @@ def partial(folder: pathlib.Path) -> pathlib.Path:
     return folder.with_name(folder.name + ".partial")
 
 
-def _skeleton(folder: pathlib.Path, spec: specs.Spec) -> None:
+def _skeleton(folder: pathlib.Path, names: list[str]) -> None:
     """The structure: every array with one element, to be replaced; neither time nor place, so that runs are equal."""
-    empty = tree.unflatten(dict.fromkeys(tree.flatten(spec), np.zeros(1, np.float32)))
+    empty = tree.unflatten(dict.fromkeys(names, np.zeros(1, np.float32)))
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(empty))
@@ -44,26 +45,61 @@ def _skeleton(folder: pathlib.Path, spec: specs.Spec) -> None:
     (folder / _COMMITTED).write_text("committed")
 
 
-def _create(folder: pathlib.Path, path: str, leaf: specs.Leaf, dtype: np.dtype, stacked: bool) -> Any:
-    """An empty array of the checkpoint, chunked by layer."""
-    chunk = (1, *leaf.shape[1:]) if stacked else leaf.shape
+def _create(folder: pathlib.Path, path: str, piece: np.ndarray, layers: int | None = None) -> Any:
+    """An empty array of the checkpoint: of one piece, or of as many as there are layers, chunked by layer."""
+    shape, chunk = (piece.shape, piece.shape) if layers is None else ((layers, *piece.shape), (1, *piece.shape))
     described = {
         "driver": "zarr",
         "kvstore": {"driver": "file", "path": str((folder / path.replace("/", ".")).absolute())},
         "metadata": {"chunks": list(chunk), "compressor": {"id": "zstd", "level": 1}},
         "recheck_cached_data": False,
     }
-    return ts.open(ts.Spec(described), shape=leaf.shape, dtype=ts.dtype(dtype), create=True, delete_existing=True)
+    opened = ts.open(ts.Spec(described), shape=shape, dtype=ts.dtype(piece.dtype), create=True, delete_existing=True)
+    return opened.result()
 
 
-def _write(folder: pathlib.Path, path: str, leaf: specs.Leaf, table: Table, published: Published, dtype: Any) -> None:
-    stacked, array = table[path].stacked, None
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How weights are written.
+
+    Attributes:
+      dtype: of every array that is not quantised; None keeps the stored ones.
+      quantise: one of `quant.KINDS` for the weights that `quant.published` names, or None.
+    """
+
+    dtype: Any = None
+    quantise: str | None = None
+
+    def kind(self, path: str) -> str | None:
+        """How a weight is quantised, or None."""
+        return self.quantise if quant.published(path) else None
+
+    def names(self, path: str) -> list[str]:
+        """The arrays of a weight: itself, or the fields of a `QTensor`."""
+        return [path] if self.kind(path) is None else [f"{path}/{field}" for field in sorted(quant.FIELDS)]
+
+
+STORED = Form()
+
+
+def _write(folder: pathlib.Path, path: str, leaf: specs.Leaf, table: Table, published: Published, form: Form) -> None:
+    """One weight, a layer at a time; the scales of a quantised one, which are small, at the end."""
+    kind, layers = form.kind(path), leaf.shape[0] if table[path].stacked else None
+    array, scales = None, []
     for layer, piece in enumerate(table[path].pieces(leaf, published)):
-        value = np.ascontiguousarray(piece)
-        value = value if dtype is None else value.astype(dtype)
+        if kind is not None:
+            quantised = quant.quantise(piece, kind)
+            piece = quantised.value
+            scales.append(quantised.scale)
+        elif form.dtype is not None:
+            piece = piece.astype(form.dtype)
+        piece = np.ascontiguousarray(piece)
         if array is None:
-            array = _create(folder, path, leaf, value.dtype, stacked).result()
-        (array[layer] if stacked else array).write(value).result()
+            array = _create(folder, form.names(path)[-1], piece, layers)
+        (array if layers is None else array[layer]).write(piece).result()
+    if kind is not None:
+        scale = scales[0] if layers is None else np.stack(scales)
+        _create(folder, form.names(path)[0], scale).write(scale).result()
 
 
 def write(
@@ -73,7 +109,7 @@ def write(
     published: Published,
     *,
     origin: dict[str, Any],
-    dtype: Any = None,
+    form: Form = STORED,
     report: Report = lambda done, total: None,
 ) -> None:
     """Converts into a new folder.
@@ -84,7 +120,7 @@ def write(
       table: where each comes from; checked by the caller (`table.cover`).
       published: the files.
       origin: what is converted (files, sizes, settings); a stopped run is taken up only if it is the same.
-      dtype: of every array; None keeps the stored ones.
+      form: how they are written.
       report: called with the arrays done and their number.
     """
     leaves, unfinished = tree.flatten(spec), partial(folder)
@@ -94,10 +130,10 @@ def write(
         done = left["done"] if left["origin"] == origin else []
     if not done:
         shutil.rmtree(unfinished, ignore_errors=True)
-        _skeleton(unfinished, spec)
+        _skeleton(unfinished, [name for path in leaves for name in form.names(path)])
     for path, leaf in leaves.items():
         if path not in done:
-            _write(unfinished, path, leaf, table, published, dtype)
+            _write(unfinished, path, leaf, table, published, form)
             done.append(path)
             rewritten = note.with_suffix(".new")
             rewritten.write_text(json.dumps({"origin": origin, "done": done}))
@@ -108,7 +144,7 @@ def write(
 
 
 def load(folder: pathlib.Path, spec: specs.Spec) -> dict[str, Any]:
-    """A converted checkpoint, checked against `spec`, as numpy arrays in the stored dtypes.
+    """A converted checkpoint, checked against `spec`, as numpy arrays in the stored dtypes, or `QTensor`s of them.
 
     Raises:
       InputError: it is missing, unreadable or for another configuration.
@@ -117,7 +153,7 @@ def load(folder: pathlib.Path, spec: specs.Spec) -> dict[str, Any]:
         raise InputError(f"{folder}: no converted checkpoint; make one with python -m infer.convert")
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as checkpointer:
-            weights = checkpointer.restore(folder.absolute())
+            weights = quant.fold(checkpointer.restore(folder.absolute()))
     except Exception as error:  # whatever lies in the folder
         raise InputError(f"{folder}: cannot be read ({type(error).__name__}); convert it again") from error
     try:
