@@ -128,3 +128,12 @@ def fold(tree: Any) -> Any:
     if tree.keys() == FIELDS:
         return QTensor(**tree)
     return {name: fold(node) for name, node in tree.items()}
+
+
+def place(q: QTensor, where: jax.sharding.Sharding) -> QTensor:
+    """The shardings of `q`'s fields that lay out the matrix it stands for as `where` would."""
+    if not isinstance(where, jax.sharding.NamedSharding):
+        return QTensor(where, where)
+    *layers, inputs, outputs = (*where.spec, *(None,) * (len(q.shape) - len(where.spec)))
+    scale = (*layers,) if _is_fp8(q) else (*layers, outputs)
+    return QTensor(*(where.update(spec=jax.P(*axes)) for axes in ((*layers, outputs, inputs), scale)))

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -143,21 +143,61 @@ def write(
     os.replace(unfinished, folder)
 
 
-def load(folder: pathlib.Path, spec: specs.Spec) -> dict[str, Any]:
-    """A converted checkpoint, checked against `spec`, as numpy arrays in the stored dtypes, or `QTensor`s of them.
+def _restore_args(stored: Mapping[str, Any], shardings: Mapping[str, Any]) -> dict[str, Any]:
+    """Where each array of a checkpoint goes. Raises ValueError for a sharding that is missing or does not divide."""
+    leaves, wanted = tree.flatten(stored), tree.flatten(shardings)
+    odd = sorted(leaves.keys() ^ wanted.keys())
+    if odd:
+        raise ValueError(f"shardings: one a weight is needed; {len(odd)} do not match: {', '.join(odd[:20])}")
+    flat = {}
+    for path, leaf in leaves.items():
+        one = wanted[path]
+        if isinstance(leaf, quant.QTensor):
+            placed = one if isinstance(one, quant.QTensor) else quant.place(leaf, one)
+            flat |= {f"{path}/{field}": (getattr(leaf, field), getattr(placed, field)) for field in quant.FIELDS}
+        else:
+            flat[path] = (leaf, one)
+    for path, (array, sharding) in flat.items():
+        try:
+            sharding.shard_shape(tuple(array.shape))
+        except ValueError as error:
+            raise ValueError(f"shardings: {path}: {error}") from error
+    return tree.unflatten({path: ocp.ArrayRestoreArgs(sharding=sharding) for path, (_, sharding) in flat.items()})
+
+
+def load(folder: pathlib.Path, spec: specs.Spec, shardings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A converted checkpoint, checked against `spec` before anything is read.
+
+    Args:
+      folder: the checkpoint.
+      spec: the weights it should hold.
+      shardings: a `jax.sharding.Sharding` for each leaf of `spec`, or None. With them every device's part is read
+        straight to it and no host holds a whole array; a `QTensor` is laid out as the matrix it stands for.
+
+    Returns:
+      the weights in the stored dtypes, numpy arrays or, with `shardings`, `jax.Array`s; `QTensor`s of them.
 
     Raises:
       InputError: it is missing, unreadable or for another configuration.
+      ValueError: `shardings` do not fit the weights.
     """
     if not (folder / _HEADER).is_file():
         raise InputError(f"{folder}: no converted checkpoint; make one with python -m infer.convert")
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as checkpointer:
-            weights = quant.fold(checkpointer.restore(folder.absolute()))
-    except Exception as error:  # whatever lies in the folder
-        raise InputError(f"{folder}: cannot be read ({type(error).__name__}); convert it again") from error
-    try:
-        specs.check(spec, weights)
-    except ValueError as error:
-        raise InputError(f"{folder}: {error}") from error
-    return weights
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as checkpointer:
+        try:
+            stored = quant.fold(checkpointer.metadata(folder.absolute()).item_metadata.tree)
+        except Exception as error:  # whatever lies in the folder
+            raise _unreadable(folder, error) from error
+        try:
+            specs.check(spec, stored)
+        except ValueError as error:
+            raise InputError(f"{folder}: {error}") from error
+        where = None if shardings is None else _restore_args(stored, shardings)
+        try:
+            return quant.fold(checkpointer.restore(folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=where)))
+        except Exception as error:
+            raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: pathlib.Path, error: Exception) -> InputError:
+    return InputError(f"{folder}: cannot be read ({type(error).__name__}); convert it again")
