@@ -75,12 +75,21 @@ def test_another_configuration_is_refused(checkpoint: pathlib.Path):
         store.load(checkpoint, SPEC | {"b": Leaf((9,), (None,))})
 
 
-@pytest.mark.parametrize("name", ["_METADATA", "b"])
-def test_a_damaged_checkpoint_is_one_line(checkpoint: pathlib.Path, name: str):
-    path = checkpoint / name
-    shutil.rmtree(path) if path.is_dir() else path.write_text("{")
-    with pytest.raises(InputError, match=r"cannot be read \(\w+\); convert it again"):
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: (folder / "_METADATA").write_text("{"), r"cannot be read \(\w+\); convert it again"),
+        (lambda folder: shutil.rmtree(folder / "b"), "1 missing.*missing b"),
+        (lambda folder: (folder / "b" / ".zarray").write_text("{"), r"b/.zarray: cannot be read"),
+        (lambda folder: (folder / "b" / ".zarray").write_text("{}"), r"b/.zarray: cannot be read \(KeyError"),
+    ],
+    ids=["structure", "array", "header", "empty"],
+)
+def test_a_damaged_checkpoint_is_one_line(checkpoint: pathlib.Path, harm, words: str):
+    harm(checkpoint)
+    with pytest.raises(InputError, match=words) as caught:
         store.load(checkpoint, SPEC)
+    assert "\n" not in str(caught.value)
 
 
 def test_no_checkpoint(tmp_path: pathlib.Path):

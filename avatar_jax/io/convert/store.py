@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -165,6 +166,19 @@ def _restore_args(stored: Mapping[str, Any], shardings: Mapping[str, Any]) -> di
     return tree.unflatten({path: ocp.ArrayRestoreArgs(sharding=sharding) for path, (_, sharding) in flat.items()})
 
 
+def _stored(folder: pathlib.Path) -> dict[str, Any]:
+    """Shapes and dtypes of what a checkpoint holds, from the arrays' own headers."""
+    flat = {}
+    for header in folder.glob("*/.zarray"):
+        try:
+            about = json.loads(header.read_text())
+            array = jax.ShapeDtypeStruct(tuple(about["shape"]), np.dtype(about["dtype"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{header}: cannot be read ({type(error).__name__}); convert it again") from error
+        flat[header.parent.name.replace(".", "/")] = array
+    return quant.fold(tree.unflatten(flat))
+
+
 def load(folder: pathlib.Path, spec: specs.Spec, shardings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A converted checkpoint, checked against `spec` before anything is read.
 
@@ -183,21 +197,14 @@ def load(folder: pathlib.Path, spec: specs.Spec, shardings: Mapping[str, Any] | 
     """
     if not (folder / _HEADER).is_file():
         raise InputError(f"{folder}: no converted checkpoint; make one with python -m infer.convert")
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as checkpointer:
-        try:
-            stored = quant.fold(checkpointer.metadata(folder.absolute()).item_metadata.tree)
-        except Exception as error:  # whatever lies in the folder
-            raise _unreadable(folder, error) from error
-        try:
-            specs.check(spec, stored)
-        except ValueError as error:
-            raise InputError(f"{folder}: {error}") from error
-        where = None if shardings is None else _restore_args(stored, shardings)
-        try:
+    stored = _stored(folder)
+    try:
+        specs.check(spec, stored)
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from error
+    where = None if shardings is None else _restore_args(stored, shardings)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as checkpointer:
             return quant.fold(checkpointer.restore(folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=where)))
-        except Exception as error:
-            raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: pathlib.Path, error: Exception) -> InputError:
-    return InputError(f"{folder}: cannot be read ({type(error).__name__}); convert it again")
+    except Exception as error:  # whatever lies in the folder
+        raise InputError(f"{folder}: cannot be read ({type(error).__name__}); convert it again") from error
