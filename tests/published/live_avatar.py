@@ -101,21 +101,13 @@ class Probed(Stream):
     probed: Outputs
 
     def step(
-        self,
-        x: np.ndarray,
-        memory: int,
-        t: float,
-        block: int,
-        distance: int,
-        voices: Any,
-        pose: np.ndarray,
-        filled: int | None = None,
-    ) -> np.ndarray:
+        self, x: np.ndarray, memory: int, t: float, block: int, distance: int, voices: Any, *rest: Any, **more: Any
+    ):
         """As the stream's; one call runs unrolled and not compiled."""
         if (block, memory) != (5, 1):
-            return super().step(x, memory, t, block, distance, voices, pose, filled)
+            return super().step(x, memory, t, block, distance, voices, *rest, **more)
         with probe() as inside:
-            v = super().step(x, memory, t, block, distance, voices, pose, filled)
+            v = super().step(x, memory, t, block, distance, voices, *rest, **more)
         latent = frames_last(x)
         start, tokens = block * latent.shape[1], latent.shape[1] * tokens_of(x)
         noisy = phase_of(start + np.arange(latent.shape[1]), latent, self.cfg)
