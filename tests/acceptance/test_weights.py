@@ -223,4 +223,5 @@ def test_against_the_libraries(tmp_path):
     figure = "; ".join(f"{name} {found.figure.split()[0]}" for name, found in rows.items()) or done.stderr[-200:]
     libraries = {"diffusers' Wan transformer", "diffusers' Wan VAE", "transformers' UMT5", "transformers' Wav2Vec2"}
     met = done.returncode == 0 and set(rows) == libraries and all(found.met == "yes" for found in rows.values())
-    assert row("against libraries live (random weights, three seeds)", figure, bar, met), done.stdout[-2000:]
+    what = "against libraries live (random weights, three seeds): diffusers' Wan transformer and VAE, "
+    assert row(f"{what}transformers' UMT5 and Wav2Vec2", figure, bar, met), done.stdout[-2000:]
