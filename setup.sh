@@ -45,7 +45,7 @@ fingerprint() { { echo "$device $("$python" -V)"; requirements; cat constraints.
 
 size_mb() { # MB to download and MB on disk, as measured on x86-64
   case $device in
-    cpu) echo $((380 + 90 * dev + 330 * parity)) $((1400 + 300 * dev + 1100 * parity)) ;;
+    cpu) echo $((380 + 90 * dev + 220 * parity)) $((1400 + 300 * dev + 1100 * parity)) ;;
     cuda12) echo $((3600 + 90 * dev)) $((6300 + 300 * dev)) ;;
     tpu) echo $((600 + 90 * dev)) $((2200 + 300 * dev)) ;;
   esac

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from avatar_jax.core import quant
 from avatar_jax.core import spec as specs
 from avatar_jax.io.checkpoint import TOKENIZER
 from avatar_jax.io.convert import diffusers, store, table, umt5, wan, wan_vae, wav2vec
@@ -54,6 +55,7 @@ def define() -> None:
     flags.DEFINE_string("lora", None, "LoRA file to merge into the transformer.")
     flags.DEFINE_float("lora_alpha", LORA_ALPHA, "Numerator of the LoRA's scale.")
     flags.DEFINE_enum("dtype", "stored", ["stored", "float32", "float16"], "Of the arrays written.")
+    flags.DEFINE_enum("quantise", None, quant.KINDS, "The transformer's linear layers in 8 bits (core/quant.py).")
 
 
 def _described(path: pathlib.Path) -> dict[str, Any]:
@@ -172,12 +174,18 @@ def copy_tokenizer(source: pathlib.Path, output: pathlib.Path) -> str:
     return f"{TOKENIZER}: copied from {found}"
 
 
-def identity(part: Part, dtype: str, lora: pathlib.Path | None, alpha: float) -> dict[str, Any]:
+def form_of(part: Part) -> store.Form:
+    """How the flags want a network written; only the transformer is quantised."""
+    dtype = None if FLAGS.dtype == "stored" else np.dtype(FLAGS.dtype)
+    return store.Form(dtype, FLAGS.quantise if part.name == "dit" else None)
+
+
+def identity(part: Part, form: store.Form, lora: pathlib.Path | None, alpha: float) -> dict[str, Any]:
     """What must be the same for a stopped run to go on."""
     files = [part.origin] if part.origin.is_file() else sorted(part.origin.glob("*.safetensors"))
     files += [] if lora is None else [lora]
     sizes = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-    return {"files": sizes, "dtype": dtype, "alpha": alpha}
+    return {"files": sizes, "dtype": str(form.dtype), "quantise": form.quantise, "alpha": alpha}
 
 
 def main() -> None:
@@ -188,6 +196,8 @@ def main() -> None:
     source, output = pathlib.Path(FLAGS.source), pathlib.Path(FLAGS.output)
     lora = pathlib.Path(FLAGS.lora) if FLAGS.lora else None
     parts = find(source, lora, FLAGS.lora_alpha)
+    if FLAGS.quantise and all(part.name != "dit" for part in parts):
+        raise InputError(f"{source}: holds no transformer to quantise; leave --quantise out")
     for part in parts:
         if (output / part.name).exists():
             raise InputError(f"{output / part.name}: exists already; choose another --output or remove it")
@@ -205,10 +215,9 @@ def main() -> None:
                 bar.total, bar.n = total, done
                 bar.refresh()
 
-            origin = identity(part, FLAGS.dtype, lora, FLAGS.lora_alpha)
-            dtype = None if FLAGS.dtype == "stored" else np.dtype(FLAGS.dtype)
-            folder = output / part.name
-            store.write(folder, part.spec, part.table, part.published, origin=origin, dtype=dtype, report=report)
+            form, folder = form_of(part), output / part.name
+            origin = identity(part, form, lora, FLAGS.lora_alpha)
+            store.write(folder, part.spec, part.table, part.published, origin=origin, form=form, report=report)
         (output / f"{part.name}.json").write_text(json.dumps(dataclasses.asdict(part.described), indent=2))
 
 

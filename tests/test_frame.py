@@ -48,9 +48,8 @@ def test_every_listed_package_is_locked_exactly():
 
 
 def test_lists_name_no_registry():
-    text = "".join(
-        (ROOT / name).read_text() for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt")
-    )
+    names = ("requirements.txt", "requirements-dev.txt", "requirements-parity.txt", "constraints.txt")
+    text = "".join((ROOT / name).read_text() for name in names)
     assert "://" not in text
     assert "--" not in text
 
@@ -63,6 +62,13 @@ def test_set_up_installs_the_jax_of_the_device(device: str, line: str):
     assert first.startswith(f"{line}>=")
     assert others == requirements("requirements.txt")[1:]
     assert re.search(r"about \d+ MB to download", done.stderr)
+
+
+def test_parity_has_its_own_libraries_pinned():
+    libraries = requirements("requirements-parity.txt")
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in libraries)
+    assert set(libraries) <= set(set_up("--parity", "--print").stdout.splitlines())
+    assert not set(libraries) & set(set_up("--dev", "--print").stdout.splitlines())
 
 
 @pytest.mark.parametrize(

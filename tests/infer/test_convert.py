@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from avatar_jax.core import tree
+from avatar_jax.core import quant, tree
+from avatar_jax.core.spec import Leaf
 from avatar_jax.io.convert import store, table, wan
 from avatar_jax.io.convert.published import Tensors
 from avatar_jax.models import dit
@@ -66,14 +69,37 @@ def equal(one: pathlib.Path, two: pathlib.Path) -> bool:
     return files[0] == files[1] and not any(filecmp.cmpfiles(one, two, map(str, files[0]), shallow=False)[1:])
 
 
-def test_a_stopped_run_goes_on(tmp_path: pathlib.Path):
+@pytest.mark.parametrize(("kind", "stored"), [("fp8", "float8_e4m3fn"), ("int8", "int8")])
+def test_a_quantised_checkpoint(published: pathlib.Path, tmp_path: pathlib.Path, kind: str, stored: str):
+    """The bytes are those of the loaded weights quantised; nothing that the rule leaves out is touched."""
+    for output in ("one", "two"):
+        done = convert(f"--source={published}", f"--output={tmp_path / output}", f"--quantise={kind}")
+        assert done.returncode == 0, done.stderr
+    assert equal(tmp_path / "one", tmp_path / "two")
+    tensors = Tensors(load_file(CASE / "weights.safetensors"))
+    cfg = wan.dit_config(json.loads((published / "config.json").read_text()), tensors, layer_loop="scan")
+    weights = table.load(wan.table(cfg), dit.spec(cfg), tensors, origin="case")
+    found = tree.flatten(store.load(tmp_path / "one" / "dit", dit.spec(cfg)))
+    for name, value in tree.flatten(weights).items():
+        if quant.published(name):
+            expected = quant.quantise(np.asarray(value), kind)
+            assert found[name].dtype == stored
+            np.testing.assert_array_equal(found[name].value, expected.value, err_msg=name)
+            np.testing.assert_array_equal(found[name].scale, expected.scale, err_msg=name)
+        else:
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    p = dit.lay_out(tree.unflatten(found), cfg)
+    rows = dit.remember(p, jnp.ones((1, 3, cfg.text_width)), cfg=cfg)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rows))
+
+
+@pytest.mark.parametrize("form", [store.STORED, store.Form(quantise="int8")], ids=["stored", "int8"])
+def test_a_stopped_run_goes_on(tmp_path: pathlib.Path, form: store.Form):
     tensors = Tensors(
         {f"layers.{i}.w": np.full((2, 3), i, np.float32) for i in range(3)} | {"b": np.ones(3, np.float32)}
     )
-    from avatar_jax.core.spec import Leaf
-
-    spec = {"b": Leaf((3,), (None,)), "w": Leaf((3, 3, 2), (None, None, None))}
-    sources = {"w": table.Source("layers.{}.w", table.linear), "b": table.Source("b")}
+    spec = {"b": Leaf((3,), (None,)), "blocks": {"w": Leaf((3, 3, 2), (None, None, None))}}
+    sources = {"blocks/w": table.Source("layers.{}.w", table.linear), "b": table.Source("b")}
     read = []
 
     class Failing(Tensors):
@@ -85,11 +111,14 @@ def test_a_stopped_run_goes_on(tmp_path: pathlib.Path):
 
     failing = Failing(tensors._tensors)
     with pytest.raises(KeyboardInterrupt):
-        store.write(tmp_path / "out", spec, sources, failing, origin={"a": 1})
+        store.write(tmp_path / "out", spec, sources, failing, origin={"a": 1}, form=form)
     assert not (tmp_path / "out").exists()
-    store.write(tmp_path / "out", spec, sources, failing, origin={"a": 1})
+    store.write(tmp_path / "out", spec, sources, failing, origin={"a": 1}, form=form)
     assert read.count("b") == 1  # not read again
-    np.testing.assert_array_equal(store.load(tmp_path / "out", spec)["w"][2], np.full((3, 2), 2.0))
+    w = store.load(tmp_path / "out", spec)["blocks"]["w"]
+    if form.quantise:
+        w = np.swapaxes(w.value * w.scale[..., None], -1, -2)
+    np.testing.assert_allclose(w[2], np.full((3, 2), 2.0), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +130,13 @@ def test_a_stopped_run_goes_on(tmp_path: pathlib.Path):
         ),
         (lambda folder: (folder / "config.json").write_text("{}"), "config.json: 'model_type' is missing"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not a readable JSON file"),
+        (
+            lambda folder: [path.unlink() for path in folder.glob("*.safetensors*")],
+            "no published weights that are known",
+        ),
         (shutil.rmtree, "no such folder"),
     ],
-    ids=["shard", "config", "json", "folder"],
+    ids=["shard", "config", "json", "empty", "folder"],
 )
 def test_bad_input_is_one_line(published: pathlib.Path, tmp_path: pathlib.Path, harm, words: str):
     harm(published)

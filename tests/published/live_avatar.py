@@ -12,8 +12,11 @@ from avatar_jax.diffusion import flow, schedule
 from avatar_jax.models import condition, dit
 from avatar_jax.nn import kv, rope
 from tests.published.case import Case, Outputs, frames_first, frames_last
+from tests.published.probe import probe
 from tests.published.s2v import condition_of, voice_of
 from tests.published.wan import grid_of, network, phase_of
+
+PROBED = "single_online"  # the run whose intermediates the case holds
 
 
 @functools.lru_cache
@@ -92,12 +95,48 @@ def tokens_of(latent: np.ndarray) -> int:
     return latent.shape[-1] * latent.shape[-2] // 4
 
 
-def roll(case: Case, io: dict[str, np.ndarray]) -> tuple[Outputs, Stream]:
+class Probed(Stream):
+    """Also records one call: block 5, step 1, the ring already rolled."""
+
+    probed: Outputs
+
+    def step(
+        self, x: np.ndarray, memory: int, t: float, block: int, distance: int, voices: Any, *rest: Any, **more: Any
+    ):
+        """As the stream's; one call runs unrolled and not compiled."""
+        if (block, memory) != (5, 1):
+            return super().step(x, memory, t, block, distance, voices, *rest, **more)
+        with probe() as inside:
+            v = super().step(x, memory, t, block, distance, voices, *rest, **more)
+        latent = frames_last(x)
+        start, tokens = block * latent.shape[1], latent.shape[1] * tokens_of(x)
+        noisy = phase_of(start + np.arange(latent.shape[1]), latent, self.cfg)
+        seen = rope.join(phase_of(np.array([rolled(start, distance)]), latent, self.cfg), self.motion_at)
+        self.probed = {
+            "in": x,
+            "flow": v,
+            "block0_selfattn_out": inside.of(self.p["blocks"][0]["self"]["o"]),
+            "audio_emb_global": voices[0].whole[:, :, None],
+            "merged_audio_emb": voices[0].local,
+            "rope_noisy_cos": noisy.cos,
+            "rope_noisy_sin": noisy.sin,
+            "rope_cond_cos": seen.cos,
+            "rope_cond_sin": seen.sin,
+        }
+        for i in range(self.cfg.layers):
+            self.probed[f"block{i}_preaudio"] = inside.left(i, tokens)
+            self.probed[f"block{i}_out"] = inside.left(i, tokens)
+            if i in self.cfg.audio_inject:
+                self.probed[f"block{i}_out"] = inside.entered(i + 1, tokens)
+        return v
+
+
+def roll(case: Case, io: dict[str, np.ndarray], kind: type[Stream] = Stream) -> tuple[Outputs, Stream]:
     """A whole run from noise, nothing but the given noise and conditions entering."""
     about = case.about["pipeline"]
     steps, length = about["steps"], about["num_frames_per_block"]
     levels = schedule.published(steps, about["sampler_shift"])
-    stream = Stream(case, io["context"], memories=steps, window=about["blocks_per_clip"])
+    stream = kind(case, io["context"], memories=steps, window=about["blocks_per_clip"])
     outputs: Outputs = {"sigmas": levels, "timesteps": levels[:-1] * np.float32(dit.TIMESTEPS)}
 
     def prefill(name: str, reference: np.ndarray):
@@ -163,7 +202,10 @@ def causal_block(case: Case) -> dict[str, float]:
     assert runs, f"{case.folder}: no run to compare with"
     for name in runs:
         io, exact = case.tensors(name), case.tensors(f"{name}_exactrope")
-        outputs, _ = roll(case, io)
+        probed = name == PROBED and (case.folder / "probe.safetensors").is_file()
+        outputs, stream = roll(case, io, Probed if probed else Stream)
+        if isinstance(stream, Probed):
+            worst |= case.worst({f"probe.{key}": ours for key, ours in stream.probed.items()}, "probe")
         worst |= case.worst({key: ours for key, ours in outputs.items() if key in exact}, f"{name}_exactrope")
         worst |= case.worst({key: outputs[key] for key in ("sigmas", "timesteps")}, name)
     return worst

@@ -1,5 +1,6 @@
 """Wan2.2-S2V, bidirectional: noisy, reference and motion tokens see each other (live_avatar.md section 16)."""
 
+import contextlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from avatar_jax.core.config import DitConfig
 from avatar_jax.models import audio, condition, dit
 from avatar_jax.nn import rope
 from tests.published.case import Case, Outputs, frames_first, frames_last
+from tests.published.probe import Probe, probe
 from tests.published.wan import grid_of, network, phase_of
 
 CONTEXT = 73  # video frames of motion before the clip: copies of its first sound
@@ -57,10 +59,20 @@ def _call(p: dict, cfg: DitConfig, given: dict[str, np.ndarray], text: np.ndarra
     )
 
 
+def _inside(inside: Probe, cfg: DitConfig, tokens: int) -> Outputs:
+    """The stream around the first injector and after every block but an injected last one."""
+    found: Outputs = {"base.block0_pre_audio": inside.left(0, tokens)}
+    for i in range(cfg.layers - 1):
+        found[f"base.block{i}_out"] = inside.entered(i + 1, tokens)
+    last = cfg.layers - 1
+    return found if last in cfg.audio_inject else found | {f"base.block{last}_out": inside.left(last, tokens)}
+
+
 def speech_to_video(case: Case) -> dict[str, float]:
     """Every variant of the case: poses, motion short, dropped or thinned, a batch of two."""
     (p, cfg), io = network(case), case.tensors()
     outputs: Outputs = {}
+    inside = Probe()
     for name, variant in case.about["variants"].items():
         source = "batch2" if variant.get("batch") else "in"
         given = {key.removeprefix(f"{source}."): value for key, value in io.items() if key.startswith(f"{source}.")}
@@ -69,7 +81,10 @@ def speech_to_video(case: Case) -> dict[str, float]:
         rows = [io[key] for key in sorted(io) if key.startswith(f"{source}.context")]
         text = np.stack([np.pad(row, ((0, cfg.text_tokens - len(row)), (0, 0))) for row in rows])
         context = variant.get("motion_frames", (CONTEXT,))[0]
-        outputs[f"{name}.out"] = frames_first(_call(p, cfg, given, text, variant, context))
+        with probe() if name == "base" else contextlib.nullcontext() as found:
+            outputs[f"{name}.out"] = frames_first(_call(p, cfg, given, text, variant, context))
+        inside = found or inside
+    outputs |= _inside(inside, cfg, io["base.block0_out"].shape[1])
     still = jnp.asarray(frames_last(io["in.ref_latents"]))
     whole = rope.join(
         phase_of(np.arange(io["in.x"].shape[2]), still, cfg),

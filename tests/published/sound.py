@@ -69,6 +69,7 @@ def features(case: Case) -> dict[str, float]:
         "input_values": values,
         "conv_features": wav2vec.convolve(p, values, cfg=cfg).transpose(0, 2, 1),
         "hidden_states": states,
+        "logits": (states[-1] @ published.read("lm_head.weight").T + published.read("lm_head.bias"))[None],
         "feat_30fps": between,
         "feat_30fps_lastlayer": between[-1:],
     }

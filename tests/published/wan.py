@@ -11,6 +11,7 @@ from avatar_jax.io.convert.published import Tensors
 from avatar_jax.models import condition, dit, inpaint
 from avatar_jax.nn import rope
 from tests.published.case import Case, Outputs, frames_first, frames_last
+from tests.published.probe import Probe, probe
 
 
 def network(case: Case, file: str = "weights", **forms: Any) -> tuple[dict, DitConfig]:
@@ -42,11 +43,24 @@ def call(p: dict, x: np.ndarray, t: np.ndarray, text: np.ndarray, cfg: DitConfig
     return frames_first(v)[0]
 
 
+def within(inside: Probe, p: dict, latent: np.ndarray, cfg: DitConfig) -> Outputs:
+    """The embedded patches [B, D, F, rows, columns] and the stream after every block, of the noisy tokens."""
+    grid = (latent.shape[1], *grid_of(latent, cfg))
+    found: Outputs = {"patch_embed": inside.of(p["patch"]).reshape(len(latent), *grid, -1).transpose(0, 4, 1, 2, 3)}
+    return found | {f"block{i}_out": inside.left(i, int(np.prod(grid))) for i in range(cfg.layers)}
+
+
 def text_to_video(case: Case) -> dict[str, float]:
     """One call, padded tokens with their own timesteps, and a batch of two lengths."""
     (p, cfg), io = network(case), case.tensors()
     tokens = int(np.prod(grid_of(frames_last(io["padded.x"]), cfg)))
-    outputs: Outputs = {"single.out": call(p, io["single.x"], io["single.t"], io["single.context"], cfg)}
+    with probe() as inside:
+        outputs: Outputs = {"single.out": call(p, io["single.x"], io["single.t"], io["single.context"], cfg)}
+    outputs |= {f"single.{name}": value for name, value in within(inside, p, frames_last(io["single.x"]), cfg).items()}
+    outputs["single.time_e"] = inside.of(p["time"]["out"])[:, 0]
+    block = p["blocks"][0]
+    outputs["single.block0_selfattn_out"] = inside.of(block["self"]["o"])
+    outputs["single.block0_crossattn_out"] = inside.of(block["cross"]["o"])
     times = io["padded.t"][0, : io["padded.x"].shape[1] * tokens : tokens]  # padding tokens are never seen
     outputs["padded.out"] = call(p, io["padded.x"], times, io["padded.context"], cfg)
     for i in range(2):
@@ -60,8 +74,10 @@ def image_to_video(case: Case) -> dict[str, float]:
     """Mask and known latents as channels."""
     (p, cfg), io = network(case), case.tensors()
     known = frames_first(inpaint.first_frame(jnp.asarray(frames_last(io["cond_latents"]))))[0]
-    outputs: Outputs = {"y": known, "out": call(p, io["x"], io["t"], io["context"], cfg, known=known)}
-    return case.worst(outputs)
+    with probe() as inside:
+        outputs: Outputs = {"y": known, "out": call(p, io["x"], io["t"], io["context"], cfg, known=known)}
+    found = within(inside, p, frames_last(io["x"]), cfg)
+    return case.worst(outputs | {name: found[name] for name in ("patch_embed", "block0_out")})
 
 
 def image_to_video_clip(case: Case) -> dict[str, float]:

@@ -92,15 +92,15 @@ def test_one_transfer_a_tick_and_memories_in_place():
     _, state = begin(weights, cfg)
     first = pipeline.start(placed.dit, state.caches[0], None, entering, mesh=mesh, cfg=cfg)
     program = pipeline.make_tick(cfg, mesh).lower(placed.dit, first, entering).compile()
-    ops = collections.Counter(
-        re.findall(r" (collective-permute|all-\w+|reduce-scatter|conditional)\(", program.as_text())
-    )
+    text, memory = program.as_text(), program.memory_analysis()
+    assert text and memory
+    ops = collections.Counter(re.findall(r" (collective-permute|all-\w+|reduce-scatter|conditional)\(", text))
     assert ops == {"collective-permute": 1}
-    moved = re.search(r"u8\[(\d+)\]\S* collective-permute\(", program.as_text())
+    moved = re.search(r"u8\[(\d+)\]\S* collective-permute\(", text)
     flight = jax.tree.leaves(jax.eval_shape(lambda: rollout.enter(placed.dit, entering, cfg=cfg)))
     assert moved and int(moved[1]) == sum(leaf.size * leaf.dtype.itemsize for leaf in flight)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(first)) // 4  # of one stage
-    assert program.memory_analysis().alias_size_in_bytes == held
+    assert memory.alias_size_in_bytes == held
 
 
 def test_one_program_for_all_ticks():
