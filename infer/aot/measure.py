@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental.layout import Format, Layout
 
 from avatar_jax.core import platform
 from infer.aot import hlo, programs
@@ -72,12 +73,22 @@ def lowered_flops(program: programs.Program) -> float:
 
 def compiled(program: programs.Program, target: Target, mesh: Any) -> tuple[Any, float]:
     """The executable and the seconds it took. All arguments are kept, so that its memory is the whole model's."""
-    donated = () if program.donated is None else (program.donated,)
     started = time.perf_counter()
     with present(target), jax.set_mesh(mesh) if target.platform == "tpu" else contextlib.nullcontext():
-        lowered = jax.jit(program.fn, donate_argnums=donated, keep_unused=True).lower(*program.args)
+        lowered = make_jit(program).lower(*program.args)
     options: Any = platform.compiler_options(target.platform, program.name)
     return lowered.compile(compiler_options=options), time.perf_counter() - started
+
+
+def make_jit(program: programs.Program) -> Any:
+    """The program as it would run: its state donated, and laid out in memory as the compiler likes it best."""
+    if program.donated is None:
+        return jax.jit(program.fn, keep_unused=True)
+    state = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), program.args[program.donated])
+    given = tuple(state if at == program.donated else None for at in range(len(program.args)))
+    return jax.jit(
+        program.fn, donate_argnums=program.donated, keep_unused=True, in_shardings=given, out_shardings=(state, None)
+    )
 
 
 def measure(
@@ -100,7 +111,7 @@ def measure(
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         capacity=int(target.memory_gb * 1e9),
-        state=program.state_bytes // (mesh.size if program.layers else 1),
+        state=program.state_bytes,
         flops=program.flops,
         flops_lowered=flops_lowered,
         compile_seconds=round(seconds, 1),
