@@ -72,7 +72,7 @@ class Place:
     mesh: Mesh | None
     dtype: str = "bfloat16"
 
-    def __call__(self, *shape: int, dtype: Any = None, over: tuple = ()) -> jax.ShapeDtypeStruct:
+    def __call__(self, *shape: int, dtype: Any = None, over: tuple = ()) -> Any:
         """An array of the place's dtype (or `dtype`), split over mesh axes as `over` says."""
         sharding = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*over))
         return jax.ShapeDtypeStruct(shape, dtype or self.dtype, sharding=sharding)
