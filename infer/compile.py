@@ -110,10 +110,12 @@ def markdown(reports: list) -> str:
     lines = [COLUMNS, ("---",) * len(COLUMNS)]
     for r in reports:
         failed = [name for name, (_, held) in measure.gates(r).items() if not held]
-        moved = ", ".join(f"{n} {kind} ({size / 1e6:.0f} MB)" for kind, (n, size) in r.collectives.items())
-        sizes = (f"{size / 1e9:.2f}" for size in (r.total, r.arguments, r.temporaries, r.aliased))
-        row = (r.target, str(r.devices), r.program, *sizes, f"{r.flops / 1e12:.2f}", f"{r.flops_ratio:.4f}")
-        row += (str(r.kernels), f"{r.layer_kernels:.1f}", f"{r.injector_kernels:.1f}", str(r.copies), moved or "none")
+        moved = ", ".join(f"{n} {kind} ({size / 1e9:.2f} GB)" for kind, (n, size) in r.collectives.items())
+        sizes = (f"{size / 1e9:.2f}" for size in (r.arguments, r.temporaries, r.aliased))
+        needed, unrolled = f"{r.total / 1e9:.1f} of {r.capacity / 1e9:.0f}", r.layer_loop == "unroll"
+        row = (r.target, str(r.devices), r.program, needed, *sizes, f"{r.flops / 1e12:.2f}", f"{r.flops_ratio:.4f}")
+        row += (str(r.kernels), f"{r.layer_kernels:.1f}" if unrolled else "-")
+        row += (f"{r.injector_kernels:.1f}" if unrolled and r.injector_kernels else "-", str(r.copies), moved or "-")
         row += (f"{r.traffic / 1e9:.0f}", f"{r.compile_seconds:.0f}", ", ".join(failed) or "hold")
         lines.append(row)
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)

@@ -11,9 +11,7 @@ from avatar_jax.nn import attention
 
 def _drawn(queries: int, keys: int, size: int = 128) -> tuple[jax.Array, ...]:
     draws = jax.random.split(jax.random.key(queries), 3)
-    return tuple(
-        jax.random.normal(key, (2, n, 2, size)) for key, n in zip(draws, (queries, keys, keys), strict=True)
-    )
+    return tuple(jax.random.normal(key, (2, n, 2, size)) for key, n in zip(draws, (queries, keys, keys), strict=True))
 
 
 def _counted(keys: int, count: int | None) -> jax.Array | None:
