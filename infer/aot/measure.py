@@ -43,7 +43,7 @@ class Report:
     injector_kernels: float
     copies: int
     relaid: list[str]
-    attention: dict[int, int]  # fused calls by number of keys
+    fused: int  # attention calls of the blocks; an injector's, over five keys, are not among them
     scores: list[str]
     convolutions: dict[str, int]
     collectives: dict[str, tuple[int, int]]
@@ -122,7 +122,7 @@ def measure(
         injector_kernels=injected / injectors if injectors else 0.0,
         copies=hlo.copies(module),
         relaid=hlo.relaid(module),
-        attention=hlo.attention(module),
+        fused=sum(number for keys, number in hlo.attention(module).items() if keys in program.keys),
         scores=hlo.scores(module, program.heads, program.queries, set(program.keys)) if program.heads else [],
         convolutions=hlo.convolutions(module),
         collectives=hlo.collectives(module),
@@ -145,9 +145,11 @@ def gates(report: Report) -> dict[str, tuple[str, bool]]:
         aliased = report.aliased == report.state and report.temporaries <= TEMPORARIES
         figure = f"{report.temporaries / 1e6:.0f} MB, aliased {report.aliased:,} of {report.state:,} bytes"
         found["G3 temporaries"] = (figure, aliased)
-        fused = sum(number for keys, number in report.attention.items() if keys > 8)
-        right = fused == 2 * report.layers and not report.scores
-        found["G4 fused attention"] = (f"{fused} of {2 * report.layers}, {len(report.scores)} score buffers", right)
+        right = report.fused == 2 * report.layers and not report.scores
+        found["G4 fused attention"] = (
+            f"{report.fused} of {2 * report.layers}, {len(report.scores)} score buffers",
+            right,
+        )
     if report.program == "decode":
         planar = sum(number for layout, number in report.convolutions.items() if layout.index("f") == 1)
         figure = f"{planar} planar convolutions, {report.kernels} kernels"
