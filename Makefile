@@ -1,7 +1,7 @@
 # Everything starts here: each target is complete on a fresh Debian or Ubuntu with Python 3.11 to 3.14.
 #   DEVICE=cpu|cuda12|tpu   overrides the detected device        PYTHON=python3.13   picks the interpreter
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-slow check format acceptance parity train doctor lock clean
+.PHONY: help install dev demo test test-slow check format acceptance parity train compile doctor lock clean
 
 export DEVICE PYTHON
 PY := .venv/bin/python
@@ -49,6 +49,10 @@ train: install ## the whole tiny recipe, resumable at any point: WORKDIR=runs/ti
 	$(PY) -m train.vae --config=$(CONFIG) --workdir=$(WORKDIR)/vae
 	$(PY) -m train.latents --config=$(CONFIG) --vae=$(WORKDIR)/vae/vae.safetensors --workdir=$(WORKDIR)/latents
 	$(PY) -m train.pretrain --config=$(CONFIG) --latents=$(WORKDIR)/latents --workdir=$(WORKDIR)/pretrain
+
+compile: install ## the full-size programs for absent devices: TARGET=h200, v5p, v6e, v5e
+	@wanted=$$($(PY) -m infer.aot.targets $(TARGET)) && { [ -z "$$wanted" ] || $(PY) -m pip install -q --no-deps $$wanted; }
+	$(PY) -m infer.compile --target=$(TARGET)
 
 doctor: install ## what this machine has and whether it works
 	@$(PY) -m infer.doctor

@@ -40,38 +40,43 @@ def define() -> None:
     flags.DEFINE_string("output", None, "JSON file to write.")
 
 
-def _programs(name: str, cfg, size, place, platform: str):
-    from avatar_jax.io.convert import wan_vae
-    from avatar_jax.io.convert.published import Tensors
-    from infer.aot import programs
-
-    if name == "decode":
-        return programs.decode(wan_vae.config(Tensors({})), size, place, platform)
-    return getattr(programs, name)(cfg, size, place)
-
-
-def _config(model: str, platform: str):
+def config_of(model: str, platform: str):
     """The published transformer as the platform runs it."""
     from avatar_jax.io.convert.published import Tensors
 
-    forms = {"gpu": ("unroll", "cudnn"), "tpu": ("scan", "splash"), "cpu": ("unroll", "reference")}
-    loop, kernel = forms[platform]
+    loop, kernel = {"gpu": ("unroll", "cudnn"), "tpu": ("scan", "splash"), "cpu": ("unroll", "reference")}[platform]
     described = wan.PUBLISHED[model]
     cfg = wan.dit_config(described, Tensors({}), layer_loop=loop, compute_dtype="bfloat16")
     return dataclasses.replace(cfg, attention=kernel)
 
 
-def report_of(name: str, target: targets.Target, count: int, size, model: str):
-    """One program on `count` devices."""
+def mesh_of(target: targets.Target, count: int):
+    """`count` of the target's devices, sharing each layer's work."""
     from avatar_jax.core import axes
-    from infer.aot import measure, programs
 
-    mesh = axes.make_mesh(targets.devices(target, count), {axes.TENSOR: count})
-    cfg = _config(model, target.platform)
-    written = _programs(name, _config(model, "cpu"), size, programs.Place(None), "gpu")
-    program = _programs(name, cfg, size, programs.Place(mesh), target.platform)
-    lowered = measure.lowered_flops(written)
-    return measure.measure(program, target, mesh, model=model, injectors=len(cfg.audio_inject), flops_lowered=lowered)
+    return axes.make_mesh(targets.devices(target, count), {axes.TENSOR: count})
+
+
+def program_of(name: str, target: targets.Target, mesh, size, model: str):
+    """A program laid out on the target, or with `mesh` None as it is written, to count its operations."""
+    from avatar_jax.io.convert import wan_vae
+    from avatar_jax.io.convert.published import Tensors
+    from infer.aot import programs
+
+    place = programs.Place(mesh)
+    if name == "decode":
+        return programs.decode(wan_vae.config(Tensors({})), size, place, target.platform)
+    return getattr(programs, name)(config_of(model, "cpu" if mesh is None else target.platform), size, place)
+
+
+def report_of(name: str, target: targets.Target, mesh, size, model: str):
+    """One program, compiled for the mesh."""
+    from infer.aot import measure
+
+    program = program_of(name, target, mesh, size, model)
+    lowered = measure.lowered_flops(program_of(name, target, None, size, model))
+    injectors = len(config_of(model, target.platform).audio_inject)
+    return measure.measure(program, target, mesh, model=model, injectors=injectors, flops_lowered=lowered)
 
 
 def smallest(name: str, target: targets.Target, size, model: str):
@@ -80,8 +85,13 @@ def smallest(name: str, target: targets.Target, size, model: str):
 
     tried = ""
     for count in target.counts if name not in ("decode", "sound") else target.counts[:1]:
+        mesh = mesh_of(target, count)
+        needed = program_of(name, target, mesh, size, model).argument_bytes
+        if needed > target.memory_gb * 1e9:
+            tried = f"{count} devices: arguments alone are {needed / 1e9:.1f} GB each"
+            continue
         try:
-            report = report_of(name, target, count, size, model)
+            report = report_of(name, target, mesh, size, model)
         except jax.errors.JaxRuntimeError as error:  # TPU compilers refuse what does not fit
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -100,10 +110,12 @@ def markdown(reports: list) -> str:
     lines = [COLUMNS, ("---",) * len(COLUMNS)]
     for r in reports:
         failed = [name for name, (_, held) in measure.gates(r).items() if not held]
-        moved = ", ".join(f"{n} {kind} ({size / 1e6:.0f} MB)" for kind, (n, size) in r.collectives.items())
-        sizes = (f"{size / 1e9:.2f}" for size in (r.total, r.arguments, r.temporaries, r.aliased))
-        row = (r.target, str(r.devices), r.program, *sizes, f"{r.flops / 1e12:.2f}", f"{r.flops_ratio:.4f}")
-        row += (str(r.kernels), f"{r.layer_kernels:.1f}", f"{r.injector_kernels:.1f}", str(r.copies), moved or "none")
+        moved = ", ".join(f"{n} {kind} ({size / 1e9:.2f} GB)" for kind, (n, size) in r.collectives.items())
+        sizes = (f"{size / 1e9:.2f}" for size in (r.arguments, r.temporaries, r.aliased))
+        needed, unrolled = f"{r.total / 1e9:.1f} of {r.capacity / 1e9:.0f}", r.layer_loop == "unroll"
+        row = (r.target, str(r.devices), r.program, needed, *sizes, f"{r.flops / 1e12:.2f}", f"{r.flops_ratio:.4f}")
+        row += (str(r.kernels), f"{r.layer_kernels:.1f}" if unrolled else "-")
+        row += (f"{r.injector_kernels:.1f}" if unrolled and r.injector_kernels else "-", str(r.copies), moved or "-")
         row += (f"{r.traffic / 1e9:.0f}", f"{r.compile_seconds:.0f}", ", ".join(failed) or "hold")
         lines.append(row)
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
@@ -126,7 +138,7 @@ def main() -> None:
     reports = []
     for name in names:
         if FLAGS.devices and name not in ("decode", "sound"):
-            reports.append(report_of(name, target, FLAGS.devices, size, FLAGS.model))
+            reports.append(report_of(name, target, mesh_of(target, FLAGS.devices), size, FLAGS.model))
         else:
             reports.append(smallest(name, target, size, FLAGS.model))
         for gate, (figure, held) in measure.gates(reports[-1]).items():

@@ -51,12 +51,6 @@ class Instruction:
         )
         return [name for text in lists for name in re.findall(r"[\w.\-]+", text)]
 
-    @property
-    def trips(self) -> int:
-        """How often a loop runs its body; 1 for anything else."""
-        found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.line)
-        return int(found.group(1)) if found else 1
-
 
 Computation = dict[str, Instruction]
 
@@ -79,7 +73,17 @@ class Module:
             yield step, inside, times
             if step.op in ("while", "conditional", "call"):
                 for called in step.called:
-                    yield from self._walk(called, times * step.trips)
+                    yield from self._walk(called, times * self._trips(step))
+
+    def _trips(self, step: Instruction) -> int:
+        """How often a loop that counts from 0 runs its body; 1 for anything else, and where it cannot be read."""
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', step.line)
+        condition = re.search(r"condition=%?([\w.\-]+)", step.line)
+        if known or not condition:
+            return int(known.group(1)) if known else 1
+        inside = self.computations.get(condition.group(1), {})
+        limits = [re.search(r"constant\((\d+)\)", each.line) for each in inside.values() if each.op == "constant"]
+        return int(limits[0].group(1)) if len(limits) == 1 and limits[0] else 1
 
     @property
     def kernels(self) -> list[tuple[Instruction, Computation, int]]:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental.layout import Format, Layout
 
 from avatar_jax.core import platform
 from infer.aot import hlo, programs
@@ -42,7 +43,7 @@ class Report:
     injector_kernels: float
     copies: int
     relaid: list[str]
-    attention: dict[int, int]  # fused calls by number of keys
+    fused: int  # attention calls of the blocks; an injector's, over five keys, are not among them
     scores: list[str]
     convolutions: dict[str, int]
     collectives: dict[str, tuple[int, int]]
@@ -72,12 +73,22 @@ def lowered_flops(program: programs.Program) -> float:
 
 def compiled(program: programs.Program, target: Target, mesh: Any) -> tuple[Any, float]:
     """The executable and the seconds it took. All arguments are kept, so that its memory is the whole model's."""
-    donated = () if program.donated is None else (program.donated,)
     started = time.perf_counter()
     with present(target), jax.set_mesh(mesh) if target.platform == "tpu" else contextlib.nullcontext():
-        lowered = jax.jit(program.fn, donate_argnums=donated, keep_unused=True).lower(*program.args)
+        lowered = make_jit(program).lower(*program.args)
     options: Any = platform.compiler_options(target.platform, program.name)
     return lowered.compile(compiler_options=options), time.perf_counter() - started
+
+
+def make_jit(program: programs.Program) -> Any:
+    """The program as it would run: its state donated, and laid out in memory as the compiler likes it best."""
+    if program.donated is None:
+        return jax.jit(program.fn, keep_unused=True)
+    state = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), program.args[program.donated])
+    given = tuple(state if at == program.donated else None for at in range(len(program.args)))
+    return jax.jit(
+        program.fn, donate_argnums=program.donated, keep_unused=True, in_shardings=given, out_shardings=(state, None)
+    )
 
 
 def measure(
@@ -100,7 +111,7 @@ def measure(
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         capacity=int(target.memory_gb * 1e9),
-        state=program.state_bytes // (mesh.size if program.layers else 1),
+        state=program.state_bytes,
         flops=program.flops,
         flops_lowered=flops_lowered,
         compile_seconds=round(seconds, 1),
@@ -111,7 +122,7 @@ def measure(
         injector_kernels=injected / injectors if injectors else 0.0,
         copies=hlo.copies(module),
         relaid=hlo.relaid(module),
-        attention=hlo.attention(module),
+        fused=sum(number for keys, number in hlo.attention(module).items() if keys in program.keys),
         scores=hlo.scores(module, program.heads, program.queries, set(program.keys)) if program.heads else [],
         convolutions=hlo.convolutions(module),
         collectives=hlo.collectives(module),
@@ -134,9 +145,11 @@ def gates(report: Report) -> dict[str, tuple[str, bool]]:
         aliased = report.aliased == report.state and report.temporaries <= TEMPORARIES
         figure = f"{report.temporaries / 1e6:.0f} MB, aliased {report.aliased:,} of {report.state:,} bytes"
         found["G3 temporaries"] = (figure, aliased)
-        fused = sum(number for keys, number in report.attention.items() if keys > 8)
-        right = fused == 2 * report.layers and not report.scores
-        found["G4 fused attention"] = (f"{fused} of {2 * report.layers}, {len(report.scores)} score buffers", right)
+        right = report.fused == 2 * report.layers and not report.scores
+        found["G4 fused attention"] = (
+            f"{report.fused} of {2 * report.layers}, {len(report.scores)} score buffers",
+            right,
+        )
     if report.program == "decode":
         planar = sum(number for layout, number in report.convolutions.items() if layout.index("f") == 1)
         figure = f"{planar} planar convolutions, {report.kernels} kernels"

@@ -1,6 +1,7 @@
 """The full-size programs as functions of abstract arrays: nothing is allocated, everything has its final shape."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,7 @@ class Place:
     mesh: Mesh | None
     dtype: str = "bfloat16"
 
-    def __call__(self, *shape: int, dtype: Any = None, over: tuple = ()) -> jax.ShapeDtypeStruct:
+    def __call__(self, *shape: int, dtype: Any = None, over: tuple = ()) -> Any:
         """An array of the place's dtype (or `dtype`), split over mesh axes as `over` says."""
         sharding = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*over))
         return jax.ShapeDtypeStruct(shape, dtype or self.dtype, sharding=sharding)
@@ -115,13 +116,23 @@ class Program:
     loop: str = ""
 
     @property
+    def argument_bytes(self) -> int:
+        """Of all arguments, on one device."""
+        return _bytes(self.args)
+
+    @property
     def state_bytes(self) -> int:
-        """Of the donated argument, on all devices."""
-        return (
-            0
-            if self.donated is None
-            else sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.args[self.donated]))
-        )
+        """Of the donated argument, on one device."""
+        return 0 if self.donated is None else _bytes(self.args[self.donated])
+
+
+def _bytes(tree: Any) -> int:
+    """Bytes of abstract arrays on one device."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total
 
 
 def _weights(cfg: DitConfig, place: Place) -> dict:
@@ -284,8 +295,7 @@ def decode(cfg: VaeConfig, size: Size, place: Place, platform: str) -> Program:
     return Program("decode", step, (p, tail, z), flops, donated=1)
 
 
-def stream_bytes(cfg: DitConfig, size: Size, steps: int, place: Place) -> int:
-    """What one device holds that runs a whole stream of `steps` steps alone: weights, text, a memory a step."""
-    program = block(cfg, size, place)
-    p, cache, *rest = (sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arg)) for arg in program.args)
-    return p + steps * cache + sum(rest)
+def stream_bytes(cfg: DitConfig, size: Size, steps: int) -> int:
+    """What one device holds that runs a stream of `steps` steps alone: weights, text, and a memory a step."""
+    program = block(cfg, size, Place(None))
+    return program.argument_bytes + (steps - 1) * program.state_bytes

@@ -58,6 +58,15 @@ def packages(target: Target) -> list[str]:
     return []
 
 
+def missing(target: Target) -> list[str]:
+    """What pip must install, `--target` folder included; empty if `FOLDER` holds the compiler already."""
+    folder = FOLDER / target.platform
+    wanted = [name.replace("-", "_").replace("==", "-").removesuffix("*") for name in packages(target)]
+    if all(any(folder.glob(f"{name}*.dist-info")) for name in wanted):
+        return []
+    return ["--upgrade", "--target", str(folder), *packages(target)]
+
+
 def prepare(target: Target, plugins: str | None) -> None:
     """Makes the compiler importable, before JAX looks for its backends. This process's own devices are the CPU's."""
     import jax
@@ -112,3 +121,7 @@ def present(target: Target) -> Iterator[None]:
         mock.patch.object(probes, "is_cuda_compute_capability_equal", lambda capability: capability == "9.0"),
     ):
         yield
+
+
+if __name__ == "__main__":
+    sys.stdout.write(" ".join(missing(TARGETS[sys.argv[1]])) + "\n" if sys.argv[1:] else "")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.core import spec
+from avatar_jax.core import axes, spec
 from avatar_jax.core.check import validate
 from avatar_jax.core.config import Config
 from avatar_jax.models import audio, condition, dit, mask
@@ -73,7 +73,7 @@ def whole(p: dict, given: dict, cfg: Config) -> jax.Array:
     )  # fmt: skip
 
 
-def streamed(p: dict, given: dict, cfg: Config, first: int = 0) -> jax.Array:
+def streamed(p: dict, given: dict, cfg: Config, first: int = 0, *, full: bool = False) -> jax.Array:
     held, length = _held(p, given, cfg), cfg.stream.block_latents
     room = cfg.stream.window_blocks * length * cfg.tokens_per_frame
     cache = kv.each(p["blocks"], lambda keys_values: kv.empty(*keys_values, slots=room), held)
@@ -83,10 +83,11 @@ def streamed(p: dict, given: dict, cfg: Config, first: int = 0) -> jax.Array:
         heard = given["features"][:, 4 * frames.start : cfg.stream.audio_context + 4 * frames.stop]
         phase, ahead = _phases(first + block, cfg)
         slots, filled = clock.place(block, cfg)
+        count = None if full and block + 1 >= cfg.stream.window_blocks else jnp.asarray(filled)
         cache, v = dit.apply_block(
             p, cache, given["latent"][:, frames], dit.level(p, given["sigma"][0, frames.start], cfg=cfg.dit),
             heard=dit.hear(p, (_voice(p, heard, cfg),), cfg=cfg.dit),
-            phase=phase, reference_phase=ahead, slots=jnp.asarray(slots), filled=jnp.asarray(filled), cfg=cfg.dit,
+            phase=phase, reference_phase=ahead, slots=jnp.asarray(slots), filled=count, cfg=cfg.dit,
         )  # fmt: skip
         out.append(v)
     return jnp.concatenate(out, 1)
@@ -121,3 +122,23 @@ def test_the_future_is_invisible():
     before, after = whole(p, given, cfg), whole(p, changed, cfg)
     np.testing.assert_array_equal(before[:, :ahead], after[:, :ahead])
     assert float(jnp.abs(before[:, ahead:] - after[:, ahead:]).max()) > 1e-3
+
+
+@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
+def test_a_full_ring_needs_no_mask(layer_loop: str):
+    cfg = small(layer_loop)
+    p, given = weights_of(cfg), inputs_of(cfg)
+    np.testing.assert_allclose(streamed(p, given, cfg, full=True), streamed(p, given, cfg), atol=1e-6)
+
+
+@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
+def test_split_over_two_devices_equals_one(layer_loop: str):
+    cfg = small(layer_loop)
+    p, given = weights_of(cfg), inputs_of(cfg)
+    expected = streamed(p, given, cfg)
+    mesh = axes.make_mesh(jax.devices()[:2], {axes.TENSOR: 2})
+    laid = jax.device_put(dit.gather(p), axes.shardings(dit.spec(cfg.dit), axes.TENSOR_PARALLEL, mesh))
+    split = dit.lay_out(laid, cfg.dit)
+    last = split["blocks"][-1] if layer_loop == "unroll" else split["blocks"]
+    assert not last["ffn"]["in"]["w"].is_fully_replicated
+    np.testing.assert_allclose(streamed(split, given, cfg), expected, atol=1e-5)

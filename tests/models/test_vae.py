@@ -106,3 +106,13 @@ def test_an_untrained_vae_holds_its_newest_frame():
     np.testing.assert_allclose(z[:, 1:], jnp.repeat(z[:, :1], 2, 1), atol=1e-4)
     x = vae.decode(p, z, cfg=CFG)
     np.testing.assert_allclose(x, jnp.repeat(x[:, :1], 9, 1), atol=1e-4)
+
+
+def test_native_convolutions_equal_the_stored_form(weights, clip):
+    """The form for GPU and TPU, in which the weights are laid out once at load."""
+    native = vae.lay_out(weights, "gpu")
+    assert native["decoder"]["conv"]["kernel"].shape == (16, 3, 3, 3, 4)
+    assert vae.lay_out(weights, "cpu") is weights
+    z = vae.encode(weights, clip, cfg=CFG)
+    np.testing.assert_allclose(vae.encode(native, clip, cfg=CFG), z, atol=1e-5)
+    np.testing.assert_allclose(vae.decode(native, z, cfg=CFG), vae.decode(weights, z, cfg=CFG), atol=1e-5)
