@@ -3,7 +3,8 @@
 Weights:  python -m infer.convert --source=Wan2.2-S2V-14B --lora=liveavatar.safetensors --output=weights/live_avatar
 Run:      python -m infer.stream --config=configs/live_avatar_14b.py --checkpoint=weights/live_avatar \\
               --image=face.png --audio=speech.wav --prompt="She tells a story" --output=talk.mp4
-Devices:  one with 80 GB or more (docs/meshes.md); never run here at full size, where there is no such device.
+Devices:  one with 80 GB or more, or four with --config.mesh.stages=4 (docs/meshes.md); never run here at full size,
+          where there is no such device.
 
 Published behaviour (live_avatar.md sections 5.2, 6): the released noise levels, one memory a step at its own level, a
 reference that rolls 4 to 30 latents ahead, and is replaced by the stream's first latent after the first clip of four
@@ -48,4 +49,5 @@ def get_config() -> c.Config:
         sound=published.WAV2VEC2_XLSR,
         text=published.UMT5_XXL,
         stream=_stream(),
+        mesh=c.MeshConfig(stages=1, tensor=1),
     )

@@ -74,6 +74,30 @@ def _stream(cfg: configs.Config) -> None:
     _require(s.audio_context % 4 == 1, "stream.audio_context", s.audio_context, "must be 1 modulo 4")
 
 
+def stages(count: int, cfg: configs.Config) -> int:
+    """Denoising steps of each of `count` pipeline stages.
+
+    Raises:
+      ValueError: a number of stages that does not divide the steps, or a stream that cannot be pipelined.
+    """
+    s = cfg.stream
+    divides = count >= 1 and s.steps % count == 0
+    _require(divides, "mesh.stages", count, f"must divide config.stream.steps={s.steps}")
+    timestep = count == 1 or s.history == "timestep"
+    _require(timestep, "stream.history", s.history, f"{count} stages need 'timestep': a clean pass waits for the last")
+    known = count == 1 or s.adapt_blocks == 0 or s.adapt_blocks >= count
+    late = f"0 or at least the {count} stages, since the first latent is known when it leaves the last"
+    _require(known, "stream.adapt_blocks", s.adapt_blocks, late)
+    return s.steps // count
+
+
+def _mesh(cfg: configs.Config) -> None:
+    stages(cfg.mesh.stages, cfg)
+    tensor, d = cfg.mesh.tensor, cfg.dit
+    for name, size in (("heads", d.heads), ("ffn", d.ffn)):
+        _require(tensor >= 1 and size % tensor == 0, "mesh.tensor", tensor, f"must divide config.dit.{name}={size}")
+
+
 def _clip(cfg: configs.ClipConfig) -> None:
     _text(cfg.text, cfg.dit)
     _require(cfg.dit.audio_width == 0, "dit.audio_width", cfg.dit.audio_width, "a clip from a prompt has no sound: 0")
@@ -90,6 +114,7 @@ def validate(cfg: Run) -> Run:
         _clip(cfg)
     if isinstance(cfg, configs.Config):
         _stream(cfg)
+        _mesh(cfg)
     if isinstance(cfg, configs.TrainingConfig):
         frames = cfg.data.video_frames
         _require(frames % cfg.block_frames == 0, "data.video_frames", frames, "whole blocks")

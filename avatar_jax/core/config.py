@@ -176,6 +176,14 @@ class StreamConfig:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
+class MeshConfig:
+    """Devices of one stream: stages x tensor."""
+
+    stages: int  # that share a block's steps, each with its own memories; 1: one after the other on one device
+    tensor: int  # that split each layer's heads and inner width
+
+
+@dataclasses.dataclass(unsafe_hash=True)
 class SampleConfig:
     """Many-step sampling of a whole clip."""
 
@@ -281,6 +289,7 @@ class Config(PictureConfig):
     sound: MelConfig | Wav2Vec2Config
     text: Umt5Config | None
     stream: StreamConfig
+    mesh: MeshConfig
 
     @property
     def mel(self) -> MelConfig:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from avatar_jax.core import axes
+from avatar_jax.core import axes, check
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
 from avatar_jax.nn import kv
@@ -36,28 +36,6 @@ class PipelineState:
     memories: tuple[Any, ...]  # one a step of the stage
     flight: Flight  # the block that the stage has just worked on
     cross: Any  # the prompt that its block follows
-
-
-def steps_of(stages: int, cfg: Config) -> int:
-    """Denoising steps of a stage.
-
-    Raises:
-      ValueError: a number of stages that does not divide the steps, or a stream that cannot be pipelined.
-    """
-    steps, stream = cfg.stream.steps, cfg.stream
-    if stages < 1 or steps % stages:
-        raise ValueError(f"{stages} stages: must divide config.stream.steps={steps}")
-    if stages > 1 and stream.history != "timestep":
-        raise ValueError(
-            f"config.stream.history={stream.history!r}: a pipeline of {stages} stages needs 'timestep', since a clean "
-            "pass would wait for the block's last step"
-        )
-    if stages > 1 and 0 < stream.adapt_blocks < stages:
-        raise ValueError(
-            f"config.stream.adapt_blocks={stream.adapt_blocks}: must be 0 or at least the {stages} stages, because "
-            "the first latent is known only when it leaves the last of them"
-        )
-    return steps // stages
 
 
 def pack(tree: Any) -> jax.Array:
@@ -91,7 +69,7 @@ def _tick(
     p: dict, state: PipelineState, entering: BlockInput, *, stages: int, cfg: Config
 ) -> tuple[PipelineState, jax.Array]:
     """One tick as one stage sees it. Returns its new state, and the latents it is done with, [1, B, F, h, w, C]."""
-    stage, steps = jax.lax.axis_index(STAGE), steps_of(stages, cfg)
+    stage, steps = jax.lax.axis_index(STAGE), check.stages(stages, cfg)
     flight, cross = rollout.enter(p, entering, cfg=cfg), _own(state.cross)
     if stages > 1:
         before = _own(state.flight)
@@ -145,10 +123,10 @@ def make_tick(cfg: Config, mesh: Mesh):
       latents are those of the block that leaves.
 
     Raises:
-      ValueError: as `steps_of`.
+      ValueError: as `check.stages`.
     """
     stages = mesh.shape[STAGE]
-    steps_of(stages, cfg)
+    check.stages(stages, cfg)
     sharded = jax.shard_map(
         functools.partial(_tick, stages=stages, cfg=cfg),
         mesh=mesh,
@@ -204,7 +182,7 @@ def start(p: dict, memory: Any, cross: Any, entering: BlockInput, *, mesh: Mesh,
 
     flight = jax.eval_shape(functools.partial(rollout.enter, cfg=cfg), p, entering)
     nothing = jax.tree.map(lambda leaf: np.zeros((stages, *leaf.shape), leaf.dtype), flight)
-    memories = tuple(jax.tree.map(everywhere, memory) for _ in range(steps_of(stages, cfg)))
+    memories = tuple(jax.tree.map(everywhere, memory) for _ in range(check.stages(stages, cfg)))
     state = PipelineState(memories, nothing, jax.tree.map(everywhere, cross))
     return jax.device_put(state, shardings(state, mesh))
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from avatar_jax.core import config as configs
 from avatar_jax.io import checkpoint
@@ -53,7 +52,6 @@ def make_avatar(
     *,
     text: jax.Array | None = None,
     hearing: hear.Hearing | None = None,
-    mesh: Mesh | None = None,
 ) -> Avatar:
     """Prepares a portrait: encodes it, fills the memories with it, warms up.
 
@@ -65,11 +63,11 @@ def make_avatar(
       portrait: uint8 [H, W, 3], of the configured size.
       text: rows of the prompt, from `prompt.encode`, if the model reads one.
       hearing: from `load_hearing`; log-mel features need none.
-      mesh: with a stage axis, to draw in a pipeline.
     """
     wanted = (cfg.video.height, cfg.video.width, 3)
     if portrait.shape != wanted:
         raise ValueError(f"portrait of shape {portrait.shape}: must be {wanted}")
+    mesh = engine.make_mesh(cfg)
     scene = rollout.make_view(cfg)(weights.vae, vae.from_uint8(portrait)[None, None])
     if text is not None:
         scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))

@@ -20,8 +20,9 @@ RUNS = {"live_avatar": mini_live_avatar, "t2v": mini_t2v}
 PROMPT = "--prompt=a woman talks to the camera"
 
 
-def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+def command(module: str, *arguments: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
+    virtual = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": virtual}
     line = [sys.executable, "-m", f"infer.{module}", *arguments]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment)
 
@@ -41,9 +42,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return root
 
 
-def stream(weights: pathlib.Path, name: str, output: pathlib.Path, *further: str) -> subprocess.CompletedProcess[str]:
+def stream(
+    weights: pathlib.Path, name: str, output: pathlib.Path, *further: str, devices: int = 1
+) -> subprocess.CompletedProcess[str]:
     config, checkpoint = f"--config=tests/published/mini_{name}.py", f"--checkpoint={weights / name}"
-    return command("stream", config, checkpoint, f"--output={output}", *further)
+    return command("stream", config, checkpoint, f"--output={output}", *further, devices=devices)
 
 
 def test_a_portrait_talks(weights: pathlib.Path, tmp_path: pathlib.Path):
@@ -55,6 +58,22 @@ def test_a_portrait_talks(weights: pathlib.Path, tmp_path: pathlib.Path):
     assert figures["conditions"]["resolution"] == [64, 128]  # the portrait's shape, within the area
     assert (len(frames), fps, figures["video_frames"]) == (18, 25.0, 18) and frames.std() > 1.0
     assert abs(len(sound) / 16000 - 0.72) < 0.05 and figures["lip_sync"] is None
+    meshed = ("--config.mesh.stages=2", "--config.mesh.tensor=2")
+    done = stream(weights, "live_avatar", tmp_path / "meshed.mp4", PROMPT, *media, *meshed, devices=4)
+    assert done.returncode == 0, done.stderr
+    again, _, _ = read_video(tmp_path / "meshed.mp4")
+    assert np.abs(again.astype(int) - frames).mean() < 0.1  # the same pictures, once encoded
+
+
+def test_an_8_bit_checkpoint_talks(weights: pathlib.Path, tmp_path: pathlib.Path):
+    done = command(
+        "convert", f"--source={weights / 'live_avatar_downloaded'}", f"--output={tmp_path / 'w'}", "--quantise=fp8"
+    )
+    assert done.returncode == 0, done.stderr
+    media = (f"--image={weights / 'face.png'}", f"--audio={weights / 'speech.wav'}", f"--checkpoint={tmp_path / 'w'}")
+    done = stream(weights, "live_avatar", tmp_path / "talk.mp4", PROMPT, *media)
+    assert done.returncode == 0, done.stderr
+    assert read_video(tmp_path / "talk.mp4")[0].std() > 1.0
 
 
 def test_a_prompt_becomes_a_clip(weights: pathlib.Path, tmp_path: pathlib.Path):
@@ -81,6 +100,9 @@ def _without(weights: pathlib.Path, tmp_path: pathlib.Path, file: str) -> pathli
         ("live_avatar", (PROMPT, "--config.vae.width=16"), "width=8, where config.vae.width=16"),
         ("live_avatar", (PROMPT, "--checkpoint=nowhere"), "--checkpoint=nowhere: no such folder"),
         ("live_avatar", (PROMPT, "--config.stream.audio_ahead=1"), "config.stream.audio_ahead=1: must be at least 2"),
+        ("live_avatar", (PROMPT, "--config.mesh.stages=3"), "config.mesh.stages=3: must divide config.stream.steps=4"),
+        ("live_avatar", (PROMPT, "--config.mesh.tensor=3"), "config.mesh.tensor=3: must divide config.dit.heads=4"),
+        ("live_avatar", (PROMPT, "--config.mesh.stages=2"), "2 stages x 1 need 2 devices, 1 cpu found"),
     ],
 )
 def test_bad_orders_are_one_line(weights: pathlib.Path, tmp_path: pathlib.Path, name, arguments, words):

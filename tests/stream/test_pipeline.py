@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avatar_jax.core import axes
+from avatar_jax.core import axes, check
 from avatar_jax.core.check import validate
 from avatar_jax.core.config import TrainingConfig
 from avatar_jax.stream import clock, engine, pipeline, rollout
@@ -115,15 +115,15 @@ def test_one_program_for_all_ticks():
 @pytest.mark.parametrize(
     ("stages", "stream", "words"),
     [
-        (3, {}, "3 stages: must divide config.stream.steps=4"),
-        (8, {}, "8 stages: must divide config.stream.steps=4"),
-        (2, {"history": "clean"}, "needs 'timestep'"),
-        (4, {"adapt_blocks": 2}, "adapt_blocks=2: must be 0 or at least the 4 stages"),
+        (3, {}, "config.mesh.stages=3: must divide config.stream.steps=4"),
+        (8, {}, "config.mesh.stages=8: must divide config.stream.steps=4"),
+        (2, {"history": "clean"}, "2 stages need 'timestep'"),
+        (4, {"adapt_blocks": 2}, "adapt_blocks=2: 0 or at least the 4 stages"),
     ],
 )
 def test_a_wrong_mesh_is_refused(stages: int, stream: dict, words: str):
     with pytest.raises(ValueError, match=re.escape(words)):
-        pipeline.steps_of(stages, run(**stream))
+        check.stages(stages, run(**stream))
 
 
 def test_heads_that_do_not_divide_are_refused():
