@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from avatar_jax.core import axes, check
 from avatar_jax.core.check import validate
 from avatar_jax.core.config import TrainingConfig
-from avatar_jax.stream import clock, engine, pipeline, rollout
+from avatar_jax.stream import chain, clock, engine, pipeline, rollout
 from avatar_jax.stream.engine import Drawn
 from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
 from tests.stream.test_session import small, weights_of
@@ -73,6 +73,20 @@ def test_pipeline_equals_sequential(steps: int, stages: int, layer_loop: str):
         np.testing.assert_allclose(two, one, atol=1e-6, err_msg=f"block {number}")
     unchanged = play(engine.Sequential(weights, scene, state, cfg), cfg, {})
     assert np.abs(unchanged[3] - expected[3]).max() == 0 and np.abs(unchanged[4] - expected[4]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("stages", "spare"), [(4, 1), (2, 1), (2, 0), (1, 0)])
+def test_chain_equals_sequential(stages: int, spare: int):
+    """With a device for the decoder, or on the last stage's; and blocks come out no later than the chain is long."""
+    cfg = run()
+    weights, devices = weights_of(cfg), jax.devices()[: stages + spare]
+    scene, state = begin(weights, cfg)
+    later = {5: begin(weights, cfg, 7)[0]}
+    expected = play(engine.Sequential(weights, scene, state, cfg), cfg, later)
+    drawer = chain.Chained(weights, scene, state, devices if spare else [*devices, devices[-1]], cfg)
+    assert [len(drawer.feed(block_of(number, cfg))) for number in range(stages + 1)] == [0] * (stages - 1) + [1, 1]
+    drawer = chain.Chained(weights, scene, state, devices if spare else [*devices, devices[-1]], cfg)
+    np.testing.assert_allclose(np.stack(play(drawer, cfg, later)), np.stack(expected), atol=1e-6)
 
 
 def test_stages_of_two_devices():
