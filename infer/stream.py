@@ -112,9 +112,9 @@ def prepare(request: Request, cache: str | None) -> tuple[Engine, float]:
         compile_s[0] += duration_secs if event.startswith("/jax/core/compile/") else 0.0
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    from avatar_jax.stream import engine, prompt, session
+    from avatar_jax.stream import prompt, session
 
-    engine.make_mesh(request.cfg)  # refused before anything is loaded
+    session.devices_of(request.cfg)  # refused before anything is loaded
     cfg, folder, text = request.cfg, request.checkpoint, None
     if cfg.text and request.prompt:  # first: the text encoder is as large as all the rest, and not kept
         (text,) = prompt.encode(folder, [request.prompt], text=cfg.text, length=cfg.dit.text_tokens)

@@ -8,6 +8,7 @@ Run = TypeVar("Run", bound=configs.PictureConfig)
 LEVELS = ("shifted", "published")
 HISTORIES = ("timestep", "clean")
 AUDIO_HISTORIES = ("heard", "repeated")
+DRIVERS = ("spmd", "chain")
 SOLVERS = ("unipc", "dpm", "euler")
 _REACH = 2  # video frames after a frame that its wav2vec2 feature is interpolated from
 
@@ -96,6 +97,8 @@ def _mesh(cfg: configs.Config) -> None:
     tensor, d = cfg.mesh.tensor, cfg.dit
     for name, size in (("heads", d.heads), ("ffn", d.ffn)):
         _require(tensor >= 1 and size % tensor == 0, "mesh.tensor", tensor, f"must divide config.dit.{name}={size}")
+    _one_of("mesh.driver", cfg.mesh.driver, DRIVERS)
+    _require(tensor == 1 or cfg.mesh.driver == "spmd", "mesh.tensor", tensor, "a chain has one device a stage: 1")
 
 
 def _clip(cfg: configs.ClipConfig) -> None:

@@ -181,6 +181,7 @@ class MeshConfig:
 
     stages: int  # that share a block's steps, each with its own memories; 1: one after the other on one device
     tensor: int  # that split each layer's heads and inner width
+    driver: str  # "spmd": one program for all, any mesh; "chain": a program a stage, one host, a spare device decodes
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -131,23 +131,6 @@ class Pipelined:
         return [Drawn(latent, frames)]
 
 
-def make_mesh(cfg: Config) -> Mesh | None:
-    """The mesh that `cfg` asks for; None for one device.
-
-    Raises:
-      ValueError: fewer devices than that.
-    """
-    mesh = cfg.mesh
-    wanted, found = mesh.stages * mesh.tensor, jax.devices()
-    if wanted == 1:
-        return None
-    if wanted > len(found):
-        shape = f"config.mesh: {mesh.stages} stages x {mesh.tensor} need {wanted} devices"
-        raise ValueError(f"{shape}, {len(found)} {found[0].platform} found; lower config.mesh.stages or .tensor")
-    split = {axes.TENSOR: mesh.tensor} if mesh.tensor > 1 else {}
-    return axes.make_mesh(found[:wanted], {pipeline.STAGE: mesh.stages, **split})
-
-
 def decoder_device(mesh: Mesh) -> Any:
     """The device that decodes: the last of the last stage."""
     return mesh.devices.flat[-1]

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.core import axes
 from avatar_jax.core import config as configs
 from avatar_jax.io import checkpoint
 from avatar_jax.models import dit, vae
-from avatar_jax.stream import clock, engine, hear, prompt, rollout
-from avatar_jax.stream.state import BlockInput, Place, Scene, Weights
+from avatar_jax.stream import chain, clock, engine, hear, pipeline, prompt, rollout
+from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
 
 Blocks = list[np.ndarray]
 
@@ -45,6 +46,35 @@ def load_hearing(cfg: configs.Config, folder: pathlib.Path) -> hear.Hearing:
     return hear.make_hearing(cfg, jax.tree.map(jnp.asarray, checkpoint.load(folder, "wav2vec", cfg.sound)))
 
 
+def devices_of(cfg: configs.Config) -> list[Any]:
+    """The devices that a session of `cfg` runs on; a chain takes one more for the decoder, where there is one.
+
+    Raises:
+      ValueError: fewer devices than stages x tensor.
+    """
+    mesh, found = cfg.mesh, jax.devices()
+    wanted = mesh.stages * mesh.tensor
+    if wanted > len(found):
+        shape = f"config.mesh: {mesh.stages} stages x {mesh.tensor} need {wanted} devices"
+        raise ValueError(f"{shape}, {len(found)} {found[0].platform} found; lower config.mesh.stages or .tensor")
+    spare = found[wanted : wanted + 1] or found[wanted - 1 : wanted]
+    return found[:wanted] + (spare if mesh.driver == "chain" else [])
+
+
+def _engines(
+    weights: Weights, scene: Scene, begin: StreamState, devices: list[Any], cfg: configs.Config
+) -> engine.Engines:
+    """What draws for every session, as `cfg.mesh` says."""
+    shape = cfg.mesh
+    if shape.stages * shape.tensor == 1:
+        return functools.partial(engine.Sequential, weights, scene, begin, cfg)
+    if shape.driver == "chain":
+        return functools.partial(chain.Chained, weights, scene, begin, devices, cfg)
+    split = {axes.TENSOR: shape.tensor} if shape.tensor > 1 else {}
+    mesh = axes.make_mesh(devices, {pipeline.STAGE: shape.stages, **split})
+    return functools.partial(engine.Pipelined, engine.place(weights, mesh, cfg), scene, begin, mesh, cfg)
+
+
 def make_avatar(
     cfg: configs.Config,
     weights: Weights,
@@ -67,16 +97,12 @@ def make_avatar(
     wanted = (cfg.video.height, cfg.video.width, 3)
     if portrait.shape != wanted:
         raise ValueError(f"portrait of shape {portrait.shape}: must be {wanted}")
-    mesh = engine.make_mesh(cfg)
+    devices = devices_of(cfg)
     scene = rollout.make_view(cfg)(weights.vae, vae.from_uint8(portrait)[None, None])
     if text is not None:
         scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
     begin = rollout.make_start(cfg)(weights, scene)
-    if mesh is None:
-        engines = functools.partial(engine.Sequential, weights, scene, begin, cfg)
-    else:
-        engines = functools.partial(engine.Pipelined, engine.place(weights, mesh, cfg), scene, begin, mesh, cfg)
-    avatar = Avatar(cfg, scene, hearing or hear.make_hearing(cfg), engines)
+    avatar = Avatar(cfg, scene, hearing or hear.make_hearing(cfg), _engines(weights, scene, begin, devices, cfg))
     warm_up = Session(avatar)
     warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
     warm_up.finish()
