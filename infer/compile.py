@@ -15,12 +15,20 @@ import json
 import pathlib
 import sys
 
+import jax
 from absl import flags
+from jax.sharding import Mesh
 
-from avatar_jax.io.convert import wan
+from avatar_jax.core import axes
+from avatar_jax.core.config import DitConfig
+from avatar_jax.io.convert import wan, wan_vae
+from avatar_jax.io.convert.published import Tensors
 from avatar_jax.io.errors import InputError
 from infer import door
-from infer.aot import targets
+from infer.aot import measure, programs, targets
+from infer.aot.measure import Report
+from infer.aot.programs import Program, Size
+from infer.aot.targets import Target
 
 FLAGS = flags.FLAGS
 PROGRAMS = ("block", "prefill", "decode", "teacher", "sound")
@@ -40,51 +48,39 @@ def define() -> None:
     flags.DEFINE_string("output", None, "JSON file to write.")
 
 
-def config_of(model: str, platform: str):
+def config_of(model: str, platform: str) -> DitConfig:
     """The published transformer as the platform runs it."""
-    from avatar_jax.io.convert.published import Tensors
-
     loop, kernel = {"gpu": ("unroll", "cudnn"), "tpu": ("scan", "splash"), "cpu": ("unroll", "reference")}[platform]
     described = wan.PUBLISHED[model]
     cfg = wan.dit_config(described, Tensors({}), layer_loop=loop, compute_dtype="bfloat16")
     return dataclasses.replace(cfg, attention=kernel)
 
 
-def mesh_of(target: targets.Target, count: int):
+def mesh_of(target: Target, count: int) -> Mesh:
     """`count` of the target's devices, sharing each layer's work."""
-    from avatar_jax.core import axes
-
     return axes.make_mesh(targets.devices(target, count), {axes.TENSOR: count})
 
 
-def program_of(name: str, target: targets.Target, mesh, size, model: str):
+def program_of(name: str, target: Target, mesh: Mesh | None, size: Size, model: str) -> Program:
     """A program laid out on the target, or with `mesh` None as it is written, to count its operations."""
-    from avatar_jax.io.convert import wan_vae
-    from avatar_jax.io.convert.published import Tensors
-    from infer.aot import programs
-
     place = programs.Place(mesh)
     if name == "decode":
         return programs.decode(wan_vae.config(Tensors({})), size, place, target.platform)
     return getattr(programs, name)(config_of(model, "cpu" if mesh is None else target.platform), size, place)
 
 
-def report_of(name: str, target: targets.Target, mesh, size, model: str):
+def report_of(name: str, target: Target, mesh: Mesh, size: Size, model: str) -> Report:
     """One program, compiled for the mesh."""
-    from infer.aot import measure
-
     program = program_of(name, target, mesh, size, model)
     lowered = measure.lowered_flops(program_of(name, target, None, size, model))
     injectors = len(config_of(model, target.platform).audio_inject)
     return measure.measure(program, target, mesh, model=model, injectors=injectors, flops_lowered=lowered)
 
 
-def smallest(name: str, target: targets.Target, size, model: str):
+def smallest(name: str, target: Target, size: Size, model: str) -> Report:
     """The report on the fewest devices that the program fits."""
-    import jax
-
     tried = ""
-    for count in target.counts if name not in ("decode", "sound") else target.counts[:1]:
+    for count in target.counts if name != "decode" else target.counts[:1]:
         mesh = mesh_of(target, count)
         needed = program_of(name, target, mesh, size, model).argument_bytes
         if needed > target.memory_gb * 1e9:
@@ -103,10 +99,8 @@ def smallest(name: str, target: targets.Target, size, model: str):
     raise InputError(f"{name} of {model} does not fit {target.name}: {tried}")
 
 
-def markdown(reports: list) -> str:
+def markdown(reports: list[Report]) -> str:
     """The reports as a table."""
-    from infer.aot import measure
-
     lines = [COLUMNS, ("---",) * len(COLUMNS)]
     for r in reports:
         failed = [name for name, (_, held) in measure.gates(r).items() if not held]
@@ -128,16 +122,17 @@ def main() -> None:
     target = targets.TARGETS[FLAGS.target]
     if FLAGS.devices is not None and FLAGS.devices not in target.counts:
         raise InputError(f"--devices={FLAGS.devices}: must be one of {', '.join(map(str, target.counts))}")
+    for name, pixels in (("height", FLAGS.height), ("width", FLAGS.width)):
+        if pixels < 64 or pixels % 16:
+            raise InputError(f"--{name}={pixels}: must be a multiple of 16 pixels, 64 at least")
     targets.prepare(target, FLAGS.plugins)
     door.start_jax("")
-    from infer.aot import measure, programs
-
-    size = programs.Size(FLAGS.height, FLAGS.width)
+    size = Size(FLAGS.height, FLAGS.width)
     spoken = wan.PUBLISHED[FLAGS.model]["model_type"] == "s2v"
     names = [name for name in PROGRAMS if FLAGS.program in ("all", name) and (spoken or name != "sound")]
     reports = []
     for name in names:
-        if FLAGS.devices and name not in ("decode", "sound"):
+        if FLAGS.devices and name != "decode":
             reports.append(report_of(name, target, mesh_of(target, FLAGS.devices), size, FLAGS.model))
         else:
             reports.append(smallest(name, target, size, FLAGS.model))

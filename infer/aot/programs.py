@@ -293,9 +293,3 @@ def decode(cfg: VaeConfig, size: Size, place: Place, platform: str) -> Program:
 
     flops = counts.decode(cfg, size.block_latents, *size.latent, border=False)
     return Program("decode", step, (p, tail, z), flops, donated=1)
-
-
-def stream_bytes(cfg: DitConfig, size: Size, steps: int) -> int:
-    """What one device holds that runs a stream of `steps` steps alone: weights, text, and a memory a step."""
-    program = block(cfg, size, Place(None))
-    return program.argument_bytes + (steps - 1) * program.state_bytes

@@ -162,6 +162,7 @@ class _Fake:
         ([], "--target is needed"),
         (["--target=h200", "--plugins=/nowhere"], "pip install --no-deps --target /nowhere 'jax-cuda13-pjrt=="),
         (["--target=v5e", "--devices=3"], "--devices=3: must be one of 1, 2, 4, 8"),
+        (["--target=h200", "--height=700"], "--height=700: must be a multiple of 16 pixels"),
         (["--target=h200", "--plugins=tests"], "no compiler for h200 here"),
     ],
 )
