@@ -110,7 +110,8 @@ def markdown(reports: list[Report]) -> str:
         row = (r.target, str(r.devices), r.program, needed, *sizes, f"{r.flops / 1e12:.2f}", f"{r.flops_ratio:.4f}")
         row += (str(r.kernels), f"{r.layer_kernels:.1f}" if unrolled else "-")
         row += (f"{r.injector_kernels:.1f}" if unrolled and r.injector_kernels else "-", str(r.copies), moved or "-")
-        row += (f"{r.traffic / 1e9:.0f}", f"{r.compile_seconds:.0f}", ", ".join(failed) or "hold")
+        looped = r.layers and not unrolled  # what a turn reads of a stack cannot be told from the text
+        row += ("-" if looped else f"{r.traffic / 1e9:.0f}", f"{r.compile_seconds:.0f}", ", ".join(failed) or "hold")
         lines.append(row)
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
