@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from avatar_jax.core import check
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
-from avatar_jax.nn import kv
 from avatar_jax.stream import rollout
 from avatar_jax.stream.engine import Drawn
 from avatar_jax.stream.state import BlockInput, Flight, Scene, StreamState, Weights
@@ -39,20 +38,13 @@ def make_stage(cfg: Config, first: int, steps: int):
             new.append(memory)
         return tuple(new), flight
 
-    return jax.jit(stage, donate_argnums=1)
+    return rollout.make_program(stage, "block", donate_argnums=1)
 
 
-@functools.lru_cache(maxsize=8)
-def make_refill(cfg: Config):
-    """Another scene in a stage's memories, donated: (weights, memories, keys and values) -> memories."""
-
-    def refill(p: dict, memories: tuple[Any, ...], held: Any) -> tuple[Any, ...]:
-        def fill(layer: kv.KVCache, keys_values: Any) -> kv.KVCache:
-            return kv.refill(layer, *keys_values)
-
-        return tuple(kv.each(p["blocks"], fill, memory, held) for memory in memories)
-
-    return jax.jit(refill, donate_argnums=1)
+@functools.lru_cache(maxsize=1)
+def make_refill():
+    """`rollout.refill` compiled, memories donated: (weights, memories, keys and values) -> memories."""
+    return jax.jit(rollout.refill, donate_argnums=1)
 
 
 class Chained:
@@ -87,7 +79,7 @@ class Chained:
             flight = jax.device_put(flight, device)
             self._memories[k], flight = stage(self._p[k], self._memories[k], flight, self._cross[k])
         latent = jax.device_put(flight.latent, self._decoder)
-        frames, self._tail = rollout.make_decode(self._cfg)(self._vae, self._tail, latent)
+        self._tail, frames = rollout.make_decode(self._cfg)(self._vae, self._tail, latent)
         self._flying.append(Drawn(latent, frames))
         return [self._flying.popleft()] if len(self._flying) >= len(self._devices) else []
 
@@ -101,5 +93,5 @@ class Chained:
         held = rollout.make_prefill(self._cfg)(self._p[0], jax.device_put(scene, self._devices[0]))
         for k, device in enumerate(self._devices):
             self._cross[k] = jax.device_put(scene.cross, device)
-            refill = make_refill(self._cfg)
+            refill = make_refill()
             self._memories[k] = refill(self._p[k], self._memories[k], jax.device_put(held, device))

@@ -14,7 +14,7 @@ import numpy as np
 from avatar_jax.core.config import ClipConfig, SampleConfig
 from avatar_jax.diffusion import flow, schedule, solver
 from avatar_jax.models import dit, vae
-from avatar_jax.stream import clock
+from avatar_jax.stream import clock, rollout
 
 Step = Callable[..., tuple[solver.History, jax.Array]]
 
@@ -57,7 +57,7 @@ def velocity(p: dict, x: jax.Array, level: jax.Array, prompts: tuple[Any, ...], 
 @functools.lru_cache(maxsize=2)
 def make_velocity(cfg: ClipConfig):
     """`velocity` compiled for `cfg`: (weights, x, level, prompts) -> v."""
-    return jax.jit(functools.partial(velocity, cfg=cfg))
+    return rollout.make_program(functools.partial(velocity, cfg=cfg), "teacher")
 
 
 def sample(p: dict, prompts: tuple[Any, ...], noise: jax.Array, *, cfg: ClipConfig) -> Iterator[jax.Array]:
@@ -89,7 +89,7 @@ def make_decode(cfg: ClipConfig):
         pixels, tail = vae.decode_step(p, tail, z, cfg=cfg.vae)
         return vae.to_uint8(pixels), tail
 
-    return jax.jit(first), jax.jit(later, donate_argnums=1)
+    return rollout.make_program(first, "decode"), rollout.make_program(later, "decode", donate_argnums=1)
 
 
 def decode(p: dict, latents: jax.Array, *, cfg: ClipConfig) -> Iterator[np.ndarray]:

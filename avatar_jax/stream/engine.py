@@ -43,17 +43,19 @@ Engines = Callable[[], Engine]  # one for every session
 
 
 class Sequential:
-    """Every block from noise to pixels before the next: `rollout.block`."""
+    """Every block from noise to pixels before the next."""
 
     def __init__(self, weights: Weights, scene: Scene, begin: StreamState, cfg: Config):
         self._weights, self._scene, self._cfg = weights, scene, cfg
-        self._state = jax.tree.map(jnp.copy, begin)  # each block donates its state
-        self._block = rollout.make_block(cfg)
+        state = jax.tree.map(jnp.copy, begin)  # each block donates what it replaces
+        self._caches, self._tail = state.caches, state.tail
+        self._denoise, self._decode = rollout.make_denoise(cfg), rollout.make_decode(cfg)
 
     def feed(self, block: BlockInput) -> list[Drawn]:
         """Draws a block."""
-        self._state, drawn = self._block(self._weights, self._state, block, self._scene.cross)
-        return [Drawn(*drawn)]
+        self._caches, latent = self._denoise(self._weights.dit, self._caches, block, self._scene.cross)
+        self._tail, frames = self._decode(self._weights.vae, self._tail, latent)
+        return [Drawn(latent, frames)]
 
     def drain(self) -> list[Drawn]:
         """Nothing is left."""
@@ -61,7 +63,7 @@ class Sequential:
 
     def show(self, scene: Scene) -> None:
         """Another scene, from the next block fed on."""
-        self._state, self._scene = rollout.make_adapt(self._cfg)(self._weights, self._state, scene), scene
+        self._caches, self._scene = rollout.make_adapt(self._cfg)(self._weights.dit, self._caches, scene), scene
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Pipelined:
         if self._ticks < self._stages:
             return []
         latent = pipeline.leaving(latents)
-        frames, self._tail = self._decode(self._weights.vae, self._tail, latent)
+        self._tail, frames = self._decode(self._weights.vae, self._tail, latent)
         return [Drawn(latent, frames)]
 
 

@@ -21,7 +21,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from avatar_jax.core import axes, check
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
-from avatar_jax.nn import kv
 from avatar_jax.stream import rollout
 from avatar_jax.stream.state import BlockInput, Flight
 
@@ -82,15 +81,11 @@ def _tick(
     return PipelineState(tuple(memories), _held(flight), state.cross), flight.latent[None]
 
 
-def _change(state: PipelineState, held: Any, cross: Any, where: jax.Array, *, blocks: Any) -> PipelineState:
+def _change(state: PipelineState, held: Any, cross: Any, where: jax.Array, *, p: dict) -> PipelineState:
     """Another scene for the stages in `where`, bool [1]: the condition part of their memories, and their prompt."""
 
-    def fill(memory: Any) -> Any:
-        return kv.each(blocks, lambda layer, keys_values: kv.refill(layer, *keys_values), memory, held)
-
     def new(state: PipelineState) -> PipelineState:
-        memories = tuple(_held(fill(_own(memory))) for memory in state.memories)
-        return PipelineState(memories, state.flight, _held(cross))
+        return PipelineState(_held(rollout.refill(p, _own(state.memories), held)), state.flight, _held(cross))
 
     return jax.lax.cond(where[0], new, lambda state: state, state)
 
@@ -140,7 +135,7 @@ def make_tick(cfg: Config, mesh: Mesh):
         state, latents = sharded(p, state, entering)
         return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), latents
 
-    return jax.jit(tick, donate_argnums=1)
+    return rollout.make_program(tick, "block", donate_argnums=1)
 
 
 @functools.lru_cache(maxsize=8)
@@ -152,7 +147,7 @@ def make_change(cfg: Config, mesh: Mesh):
 
     def change(p: dict, state: PipelineState, held: Any, cross: Any, where: jax.Array) -> PipelineState:
         state = jax.shard_map(
-            functools.partial(_change, blocks=p["blocks"]),
+            functools.partial(_change, p=p),
             mesh=mesh,
             in_specs=(_LOCAL, _EVERYWHERE, _EVERYWHERE, _LOCAL),
             out_specs=_LOCAL,

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.core import platform
 from avatar_jax.core.config import Config, StreamConfig
 from avatar_jax.diffusion import flow, schedule
 from avatar_jax.models import audio, condition, dit, vae
@@ -76,15 +78,18 @@ def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
     return StreamState(tuple(jax.tree.map(jnp.copy, memory) for _ in range(memories)), tail)
 
 
-def adapt(weights: Weights, state: StreamState, scene: Scene, *, cfg: Config) -> StreamState:
-    """The same stream with another scene: the condition part of every memory anew, rings as they are (section 6.5)."""
-    held = prefill(weights.dit, scene, cfg=cfg)
-    blocks = weights.dit["blocks"]
-    caches = tuple(
-        kv.each(blocks, lambda layer, keys_values: kv.refill(layer, *keys_values), cache, held)
-        for cache in state.caches
-    )
-    return StreamState(caches, state.tail)
+def refill(p: dict, caches: tuple[Any, ...], held: Any) -> tuple[Any, ...]:
+    """Memories with another scene in their condition part, their rings as they are. held: from `prefill`."""
+
+    def fill(layer: kv.KVCache, keys_values: Any) -> kv.KVCache:
+        return kv.refill(layer, *keys_values)
+
+    return tuple(kv.each(p["blocks"], fill, cache, held) for cache in caches)
+
+
+def adapt(p: dict, caches: tuple[Any, ...], scene: Scene, *, cfg: Config) -> tuple[Any, ...]:
+    """The same stream with another scene (section 6.5)."""
+    return refill(p, caches, prefill(p, scene, cfg=cfg))
 
 
 def enter(p: dict, block: BlockInput, *, cfg: Config) -> Flight:
@@ -180,55 +185,49 @@ def denoise(
     return tuple(memories), flight.latent
 
 
-def block(
-    weights: Weights, state: StreamState, inputs: BlockInput, cross: Any = None, *, cfg: Config
-) -> tuple[StreamState, tuple[jax.Array, jax.Array]]:
-    """One block from noise to pixels.
+def decode(p: dict, tail: vae.Tail, latent: jax.Array, *, cfg: Config) -> tuple[vae.Tail, jax.Array]:
+    """A block's latents [B, F, h, w, C] to uint8 frames [B, T, H, W, 3]; p: weights of the VAE."""
+    pixels, tail = vae.decode_step(p, tail, latent.astype(jnp.float32), cfg=cfg.vae)
+    return tail, vae.to_uint8(pixels)
 
-    Returns:
-      the state after it; its latents [B, F, h, w, C], and uint8 frames [B, T, H, W, 3].
-    """
-    caches, latent = denoise(weights.dit, state.caches, inputs, cross, cfg=cfg)
-    pixels, tail = vae.decode_step(weights.vae, state.tail, latent, cfg=cfg.vae)
-    return StreamState(caches, tail), (latent, vae.to_uint8(pixels))
+
+def make_program(f: Callable[..., Any], name: str, **how: Any) -> Any:
+    """`f` compiled with the options that programs of this name want where they run (`platform.compiler_options`)."""
+    options: Any = platform.compiler_options(jax.default_backend(), name)
+    return jax.jit(f, compiler_options=options or None, **how)
 
 
 @functools.lru_cache(maxsize=8)
 def make_view(cfg: Config):
     """`view` compiled for `cfg`: (weights of the VAE, portrait) -> scene."""
-    return jax.jit(functools.partial(view, cfg=cfg))
+    return make_program(functools.partial(view, cfg=cfg), "decode")
 
 
 @functools.lru_cache(maxsize=8)
 def make_start(cfg: Config):
     """`start` compiled for `cfg`, once for all avatars: (weights, scene) -> state."""
-    return jax.jit(functools.partial(start, cfg=cfg))
+    return make_program(functools.partial(start, cfg=cfg), "decode")
 
 
 @functools.lru_cache(maxsize=8)
 def make_prefill(cfg: Config):
     """`prefill` compiled for `cfg`: (weights of the transformer, scene) -> keys and values."""
-    return jax.jit(functools.partial(prefill, cfg=cfg))
-
-
-@functools.lru_cache(maxsize=8)
-def make_decode(cfg: Config):
-    """The decoder of blocks compiled for `cfg`, tail donated: (weights of the VAE, tail, latents) -> (frames, tail)."""
-
-    def decode(p: dict, tail: vae.Tail, latent: jax.Array) -> tuple[jax.Array, vae.Tail]:
-        pixels, tail = vae.decode_step(p, tail, latent, cfg=cfg.vae)
-        return vae.to_uint8(pixels), tail
-
-    return jax.jit(decode, donate_argnums=1)
+    return make_program(functools.partial(prefill, cfg=cfg), "prefill")
 
 
 @functools.lru_cache(maxsize=8)
 def make_adapt(cfg: Config):
-    """`adapt` compiled for `cfg`, state donated: (weights, state, scene) -> state."""
-    return jax.jit(functools.partial(adapt, cfg=cfg), donate_argnums=1)
+    """`adapt` compiled for `cfg`, caches donated: (weights of the transformer, caches, scene) -> caches."""
+    return make_program(functools.partial(adapt, cfg=cfg), "prefill", donate_argnums=1)
 
 
 @functools.lru_cache(maxsize=8)
-def make_block(cfg: Config):
-    """`block` compiled for `cfg`, state donated: (weights, state, inputs, cross) -> (state, (latents, frames))."""
-    return jax.jit(functools.partial(block, cfg=cfg), donate_argnums=1)
+def make_denoise(cfg: Config):
+    """`denoise` compiled for `cfg`, caches donated: (weights of the transformer, caches, block, cross) -> both."""
+    return make_program(functools.partial(denoise, cfg=cfg), "block", donate_argnums=1)
+
+
+@functools.lru_cache(maxsize=8)
+def make_decode(cfg: Config):
+    """`decode` compiled for `cfg`, tail donated: (weights of the VAE, tail, latents) -> (tail, frames)."""
+    return make_program(functools.partial(decode, cfg=cfg), "decode", donate_argnums=1)

@@ -61,7 +61,7 @@ def devices_of(cfg: configs.Config) -> list[Any]:
     return found[:wanted] + (spare if mesh.driver == "chain" else [])
 
 
-def _engines(
+def make_engines(
     weights: Weights, scene: Scene, begin: StreamState, devices: list[Any], cfg: configs.Config
 ) -> engine.Engines:
     """What draws for every session, as `cfg.mesh` says."""
@@ -102,7 +102,7 @@ def make_avatar(
     if text is not None:
         scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
     begin = rollout.make_start(cfg)(weights, scene)
-    avatar = Avatar(cfg, scene, hearing or hear.make_hearing(cfg), _engines(weights, scene, begin, devices, cfg))
+    avatar = Avatar(cfg, scene, hearing or hear.make_hearing(cfg), make_engines(weights, scene, begin, devices, cfg))
     warm_up = Session(avatar)
     warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
     warm_up.finish()

@@ -13,7 +13,7 @@ from avatar_jax.core import spec
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit, vae
 from avatar_jax.stream import clock, rollout
-from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Place, Scene, Weights
 from configs.live_avatar_14b import get_config
 from tests.published.case import Case, frames_first, frames_last
 from tests.published.wan import network
@@ -60,15 +60,14 @@ def test_the_released_rollout(layer_loop: str):
     weights = Weights(p, spec.init(vae.spec(cfg.vae), jax.random.key(0)))
     reference, motion = (jnp.asarray(frames_last(io[f"prefill0.{name}_latents"])) for name in ("ref", "motion"))
     scene = Scene(reference, motion, dit.remember(p, jnp.asarray(io["context"])[None], cfg=cfg.dit))
-    state = rollout.start(weights, scene, cfg=cfg)
+    caches = rollout.start(weights, scene, cfg=cfg).caches
     draw = jax.jit(functools.partial(rollout.denoise, cfg=cfg))
     drawn = []
     for block in range(len(exact["clean"])):
         if block == cfg.stream.adapt_blocks:
             later = jnp.asarray(frames_last(io["prefill1.motion_latents"]))
-            state = rollout.adapt(weights, state, Scene(drawn[0][:, :1], later, scene.cross), cfg=cfg)
-        caches, latent = draw(p, state.caches, block_input(io, block, cfg), scene.cross)
-        state = StreamState(caches, state.tail)
+            caches = rollout.adapt(p, caches, Scene(drawn[0][:, :1], later, scene.cross), cfg=cfg)
+        caches, latent = draw(p, caches, block_input(io, block, cfg), scene.cross)
         drawn.append(latent)
     clean = np.stack([frames_first(latent)[0] for latent in drawn])
     assert max(case.worst({"clean": clean}, f"{RUN}_exactrope").values()) <= 1.0

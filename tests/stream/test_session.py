@@ -80,7 +80,7 @@ def test_sound_changes_the_picture(avatar):
 
 
 def test_one_trace_serves_every_block(avatar):
-    session, block = Session(avatar), rollout.make_block(avatar.cfg)
+    session, block = Session(avatar), rollout.make_denoise(avatar.cfg)
     for _ in range(6):  # past the ring's wrap
         session.push_audio(sound(avatar.cfg.block_samples))
     assert block._cache_size() == 1  # type: ignore[attr-defined]
@@ -91,7 +91,8 @@ def test_the_session_equals_a_plain_rollout(avatar):
     cfg, samples = avatar.cfg, sound(2 * avatar.cfg.block_samples)
     shown = play(avatar, samples, [])
     session = Session(avatar)
-    session._engine._block = functools.partial(rollout.block, cfg=cfg)  # type: ignore[attr-defined]
+    session._engine._denoise = functools.partial(rollout.denoise, cfg=cfg)  # type: ignore[attr-defined]
+    session._engine._decode = functools.partial(rollout.decode, cfg=cfg)  # type: ignore[attr-defined]
     seen = np.concatenate(session.push_audio(samples))
     assert np.abs(seen.astype(int) - shown.astype(int)).max() <= 1  # rounding to uint8
 
