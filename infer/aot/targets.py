@@ -102,6 +102,8 @@ def devices(target: Target, count: int) -> list[Any]:
         else:
             topology = topologies.get_topology_desc(platform="tpu", topology_name=target.topologies[count])
     except (RuntimeError, NotImplementedError) as error:
+        if "lockfile" in str(error):
+            raise InputError(f"another process is compiling for {target.name}; wait until it ends") from error
         advice = _advice(target, str(FOLDER / target.platform))
         raise InputError(f"no compiler for {target.name} here ({error}): {advice}") from error
     return list(topology.devices[:count])
