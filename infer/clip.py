@@ -43,7 +43,7 @@ def draw(checkpoint: Path, prompts: list[str], cfg: configs.ClipConfig) -> Any:
     from avatar_jax.stream import clip, prompt
 
     rows = prompt.encode(checkpoint, prompts, text=cfg.text, length=cfg.dit.text_tokens)
-    p = dit.lay_out(jax.tree.map(jnp.asarray, checkpoints.load(checkpoint, "dit", cfg.dit)), cfg.dit)
+    p = jax.tree.map(jnp.asarray, dit.lay_out(checkpoints.load(checkpoint, "dit", cfg.dit), cfg.dit))
     crosses = tuple(prompt.remember(p, row, cfg=cfg.dit) for row in rows)
     shape = (1, cfg.sample.latents, *cfg.latent_size, cfg.dit.latent_channels)
     noise = x = jax.random.normal(jax.random.key(cfg.sample.seed), shape)

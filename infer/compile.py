@@ -24,14 +24,17 @@ from avatar_jax.core.config import DitConfig
 from avatar_jax.io.convert import wan, wan_vae
 from avatar_jax.io.convert.published import Tensors
 from avatar_jax.io.errors import InputError
+from avatar_jax.stream import pipeline
 from infer import door
 from infer.aot import measure, programs, targets
+from infer.aot import tick as ticks
 from infer.aot.measure import Report
 from infer.aot.programs import Program, Size
 from infer.aot.targets import Target
 
 FLAGS = flags.FLAGS
 PROGRAMS = ("block", "prefill", "decode", "teacher", "sound")
+TICK = "tick"  # of the pipeline: asked for by name
 COLUMNS = ("target", "devices", "program", "GB needed", "arguments", "temporaries", "aliased", "TFLOP", "lowered")
 COLUMNS += ("kernels", "a layer", "an injector", "copies", "collectives", "traffic GB", "compile s", "gates")
 
@@ -39,9 +42,10 @@ COLUMNS += ("kernels", "a layer", "an injector", "copies", "collectives", "traff
 def define() -> None:
     """The flags."""
     flags.DEFINE_enum("target", None, sorted(targets.TARGETS), "Device to compile for.")
-    flags.DEFINE_enum("program", "all", ["all", *PROGRAMS], "What to compile.")
+    flags.DEFINE_enum("program", "all", ["all", *PROGRAMS, TICK], "What to compile.")
     flags.DEFINE_enum("model", "s2v_14b", sorted(wan.PUBLISHED), "Published transformer.")
-    flags.DEFINE_integer("devices", None, "Devices that share a program; default: the fewest that it fits.")
+    flags.DEFINE_integer("devices", None, "Devices that share a program or a stage; default: the fewest that it fits.")
+    flags.DEFINE_integer("stages", 4, "Stages of a tick: 1, 2 or 4.")
     flags.DEFINE_integer("height", 704, "Pixels.")
     flags.DEFINE_integer("width", 384, "Pixels.")
     flags.DEFINE_string("plugins", None, "Folder with the target's compiler; default: .targets/<platform>, if there.")
@@ -56,9 +60,11 @@ def config_of(model: str, platform: str) -> DitConfig:
     return dataclasses.replace(cfg, attention=kernel)
 
 
-def mesh_of(target: Target, count: int) -> Mesh:
-    """`count` of the target's devices, sharing each layer's work."""
-    return axes.make_mesh(targets.devices(target, count), {axes.TENSOR: count})
+def mesh_of(target: Target, count: int, stages: int = 1) -> Mesh:
+    """`count` of the target's devices a stage, sharing each layer's work."""
+    shape = {pipeline.STAGE: stages} if stages > 1 else {}
+    shape |= {axes.TENSOR: count} if count > 1 or stages == 1 else {}  # cuDNN calls want no axis left to a partitioner
+    return axes.make_mesh(targets.devices(target, stages * count), shape)
 
 
 def program_of(name: str, target: Target, mesh: Mesh | None, size: Size, model: str) -> Program:
@@ -66,7 +72,8 @@ def program_of(name: str, target: Target, mesh: Mesh | None, size: Size, model: 
     place = programs.Place(mesh)
     if name == "decode":
         return programs.decode(wan_vae.config(Tensors({})), size, place, target.platform)
-    return getattr(programs, name)(config_of(model, "cpu" if mesh is None else target.platform), size, place)
+    build = ticks.tick if name == TICK else getattr(programs, name)
+    return build(config_of(model, "cpu" if mesh is None else target.platform), size, place)
 
 
 def report_of(name: str, target: Target, mesh: Mesh, size: Size, model: str) -> Report:
@@ -77,11 +84,13 @@ def report_of(name: str, target: Target, mesh: Mesh, size: Size, model: str) -> 
     return measure.measure(program, target, mesh, model=model, injectors=injectors, flops_lowered=lowered)
 
 
-def smallest(name: str, target: Target, size: Size, model: str) -> Report:
-    """The report on the fewest devices that the program fits."""
+def smallest(name: str, target: Target, size: Size, model: str, stages: int = 1) -> Report:
+    """The report on the fewest devices, of each stage, that the program fits."""
     tried = ""
-    for count in target.counts if name != "decode" else target.counts[:1]:
-        mesh = mesh_of(target, count)
+    for count in targets.COUNTS if name != "decode" else targets.COUNTS[:1]:
+        if not target.exists(stages * count):
+            continue
+        mesh = mesh_of(target, count, stages)
         needed = program_of(name, target, mesh, size, model).argument_bytes
         if needed > target.memory_gb * 1e9:
             tried = f"{count} devices: arguments alone are {needed / 1e9:.1f} GB each"
@@ -121,8 +130,13 @@ def main() -> None:
     if not FLAGS.target:
         raise InputError(f"--target is needed: one of {', '.join(sorted(targets.TARGETS))}")
     target = targets.TARGETS[FLAGS.target]
-    if FLAGS.devices is not None and FLAGS.devices not in target.counts:
-        raise InputError(f"--devices={FLAGS.devices}: must be one of {', '.join(map(str, target.counts))}")
+    if FLAGS.devices is not None and FLAGS.devices not in targets.COUNTS:
+        raise InputError(f"--devices={FLAGS.devices}: must be one of {', '.join(map(str, targets.COUNTS))}")
+    stages = FLAGS.stages if FLAGS.program == TICK else 1
+    if FLAGS.program == TICK and (stages not in (1, 2, 4) or not target.exists(stages * (FLAGS.devices or 1))):
+        raise InputError(
+            f"--stages={stages}: must be 1, 2 or 4, and with --devices a number that {target.name} comes in"
+        )
     for name, pixels in (("height", FLAGS.height), ("width", FLAGS.width)):
         if pixels < 64 or pixels % 16:
             raise InputError(f"--{name}={pixels}: must be a multiple of 16 pixels, 64 at least")
@@ -131,12 +145,14 @@ def main() -> None:
     size = Size(FLAGS.height, FLAGS.width)
     spoken = wan.PUBLISHED[FLAGS.model]["model_type"] == "s2v"
     names = [name for name in PROGRAMS if FLAGS.program in ("all", name) and (spoken or name != "sound")]
+    names = [TICK] if FLAGS.program == TICK else names
     reports = []
     for name in names:
         if FLAGS.devices and name != "decode":
-            reports.append(report_of(name, target, mesh_of(target, FLAGS.devices), size, FLAGS.model))
+            mesh = mesh_of(target, FLAGS.devices, stages)
+            reports.append(report_of(name, target, mesh, size, FLAGS.model))
         else:
-            reports.append(smallest(name, target, size, FLAGS.model))
+            reports.append(smallest(name, target, size, FLAGS.model, stages))
         for gate, (figure, held) in measure.gates(reports[-1]).items():
             door.say(f"{name}: {gate}: {figure}{'' if held else '  <- NOT MET'}")
     sys.stdout.write(markdown(reports))

@@ -118,8 +118,8 @@ def prepare(request: Request, cache: str | None) -> tuple[Engine, float]:
     cfg, folder, text = request.cfg, request.checkpoint, None
     if cfg.text and request.prompt:  # first: the text encoder is as large as all the rest, and not kept
         (text,) = prompt.encode(folder, [request.prompt], text=cfg.text, length=cfg.dit.text_tokens)
-    weights, hearing = session.load_weights(cfg, folder), session.load_hearing(cfg, folder)
-    avatar = session.make_avatar(cfg, weights, request.portrait, text=text, hearing=hearing)
+    hearing = session.load_hearing(cfg, folder)
+    avatar = session.make_avatar(cfg, session.load_weights(cfg, folder), request.portrait, text=text, hearing=hearing)
     return session.Session(avatar), compile_s[0]
 
 

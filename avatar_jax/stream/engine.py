@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from avatar_jax.core import axes
+from avatar_jax.core import axes, quant
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
 from avatar_jax.stream import pipeline, rollout
@@ -151,4 +151,9 @@ def place(weights: Weights, mesh: Mesh, cfg: Config) -> Weights:
         if "audio" in lying:
             injectors = axes.one_layer(lying["audio"]["injectors"])
             lying["audio"] |= {"injectors": (injectors,) * len(cfg.dit.audio_inject)}
-    return Weights(jax.device_put(weights.dit, lying), jax.device_put(weights.vae, decoder_device(mesh)))
+
+    def lay(leaf: Any, where: Any) -> Any:
+        return jax.device_put(leaf, quant.place(leaf, where) if isinstance(leaf, quant.QTensor) else where)
+
+    transformer = jax.tree.map(lay, weights.dit, lying, is_leaf=lambda leaf: isinstance(leaf, quant.QTensor))
+    return Weights(transformer, jax.device_put(weights.vae, decoder_device(mesh)))

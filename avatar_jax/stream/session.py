@@ -31,12 +31,11 @@ class Avatar:
 
 def load_weights(cfg: configs.Config, folder: pathlib.Path) -> Weights:
     """Reads transformer and VAE from a checkpoint; ValueError if either does not fit `cfg`."""
-    transformer, autoencoder = (
-        jax.tree.map(jnp.asarray, checkpoint.load(folder, name, part))
-        for name, part in checkpoint.parts(cfg)
-        if name in ("dit", "vae")
-    )
-    return Weights(dit.lay_out(transformer, cfg.dit), vae.lay_out(autoencoder, jax.default_backend()))
+    transformer = dit.lay_out(
+        checkpoint.load(folder, "dit", cfg.dit), cfg.dit
+    )  # on the host, so a device holds it once
+    autoencoder = jax.tree.map(jnp.asarray, checkpoint.load(folder, "vae", cfg.vae))
+    return Weights(jax.tree.map(jnp.asarray, transformer), vae.lay_out(autoencoder, jax.default_backend()))
 
 
 def load_hearing(cfg: configs.Config, folder: pathlib.Path) -> hear.Hearing:

@@ -209,13 +209,15 @@ def convolutions(module: Module) -> dict[str, int]:
 
 
 def collectives(module: Module) -> dict[str, tuple[int, int]]:
-    """Number and bytes of the collectives by kind."""
+    """Number of the collectives by kind, and bytes of what they deliver to a device."""
     found: dict[str, tuple[int, int]] = {}
     for step, _, times in module.kernels:
         for kind in COLLECTIVES:
             if step.op in (kind, f"{kind}-start"):
                 number, size = found.get(kind, (0, 0))
-                found[kind] = number + times, size + times * bytes_of(step.shape)
+                # a permute that starts here and ends later carries what it sends beside what it delivers
+                delivered = bytes_of(step.shape) // (2 if step.op == "collective-permute-start" else 1)
+                found[kind] = number + times, size + times * delivered
     return found
 
 

@@ -133,6 +133,9 @@ def measure(
 def gates(report: Report) -> dict[str, tuple[str, bool]]:
     """Program-shape gates by name: the figure, and whether it holds. Kernels and layouts are judged on GPU alone."""
     found = {"fits": (f"{report.total / 1e9:.1f} of {report.capacity / 1e9:.0f} GB", report.fits)}
+    if report.program == "tick":
+        number, size = report.collectives.get("collective-permute", (0, 0))
+        found["G8 transfers"] = (f"{number} between stages, {size:,} bytes", number == 1)
     low, high = FLOPS
     found["G7 flops"] = (f"{report.flops_ratio:.4f}", low <= report.flops_ratio <= high)
     if report.target not in ("h200", "h100"):

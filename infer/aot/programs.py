@@ -74,14 +74,22 @@ class Place:
 
     def __call__(self, *shape: int, dtype: Any = None, over: tuple = ()) -> Any:
         """An array of the place's dtype (or `dtype`), split over mesh axes as `over` says."""
-        sharding = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*over))
+        sharding = None
+        if self.mesh is not None:
+            known = (name if name in self.mesh.shape else None for name in over)
+            sharding = NamedSharding(self.mesh, PartitionSpec(*known))
         return jax.ShapeDtypeStruct(shape, dtype or self.dtype, sharding=sharding)
 
     def weights(self, spec: Spec) -> dict:
         """Every weight of a spec, sharded by its logical axes."""
 
         def leaf(leaf: Any) -> jax.ShapeDtypeStruct:
-            over = () if self.mesh is None else axes.partition(leaf, axes.TENSOR_PARALLEL, self.mesh)
+            mesh = self.mesh
+            over = (
+                ()
+                if mesh is None or axes.TENSOR not in mesh.shape
+                else axes.partition(leaf, axes.TENSOR_PARALLEL, mesh)
+            )
             return self(*leaf.shape, over=tuple(over))
 
         return jax.tree.map(leaf, dict(spec))
@@ -135,7 +143,7 @@ def _bytes(tree: Any) -> int:
     return total
 
 
-def _weights(cfg: DitConfig, place: Place) -> dict:
+def weights(cfg: DitConfig, place: Place) -> dict:
     """The transformer's weights in the layout of `cfg.layer_loop`."""
     p = place.weights(dit.spec(cfg))
     if cfg.layer_loop == "unroll":
@@ -145,7 +153,7 @@ def _weights(cfg: DitConfig, place: Place) -> dict:
     return p
 
 
-def _layered(cfg: DitConfig, place: Place, tree: Any) -> Any:
+def layered(cfg: DitConfig, place: Place, tree: Any) -> Any:
     """A layer's state for all layers, in the layout of `cfg.layer_loop`."""
     if cfg.layer_loop == "unroll":
         return (tree,) * cfg.layers
@@ -157,11 +165,12 @@ def _layered(cfg: DitConfig, place: Place, tree: Any) -> Any:
     )
 
 
-def _text(cfg: DitConfig, place: Place) -> Any:
+def text(cfg: DitConfig, place: Place) -> Any:
+    """Keys and values of the prompt, or None."""
     if not cfg.text_width:
         return None
     one = place(1, cfg.text_tokens, cfg.heads, cfg.head_size, over=HEADS)
-    return _layered(cfg, place, ((one, one),))
+    return layered(cfg, place, ((one, one),))
 
 
 def _phase(cfg: DitConfig, place: Place, tokens: int) -> rope.Phase:
@@ -186,15 +195,15 @@ def block(cfg: DitConfig, size: Size, place: Place) -> Program:
     buffer = place(1, held + size.ring, cfg.heads, cfg.head_size, over=HEADS)
     reference = place(1, held, cfg.heads, cfg.head_size, over=HEADS)
     args = (
-        _weights(cfg, place),
-        _layered(cfg, place, kv.KVCache(buffer, buffer, reference)),
+        weights(cfg, place),
+        layered(cfg, place, kv.KVCache(buffer, buffer, reference)),
         place(1, size.block_latents, *size.latent, cfg.latent_channels, dtype="float32"),
         dit.Level(place(1, 1, cfg.width, dtype="float32"), place(1, 1, 6, cfg.width, dtype="float32")),
         _phase(cfg, place, size.block),
         _phase(cfg, place, held),
         place(1, dtype="int32"),
         _heard(cfg, place, size.block_latents) if cfg.audio_width else (),
-        _text(cfg, place),
+        text(cfg, place),
     )
 
     def step(p, cache, latent, at, phase, ahead, slots, heard, cross):
@@ -221,11 +230,11 @@ def prefill(cfg: DitConfig, size: Size, place: Place) -> Program:
     """Keys and values of the reference and the motion, once an avatar."""
     held, rows_columns = size.held(cfg), size.latent
     args = (
-        _weights(cfg, place),
+        weights(cfg, place),
         place(1, 1, *rows_columns, cfg.latent_channels, dtype="float32"),
         place(1, cfg.motion_latents, *rows_columns, cfg.latent_channels, dtype="float32"),
         _phase(cfg, place, held),
-        _text(cfg, place),
+        text(cfg, place),
     )
 
     def fill(p, reference, motion, phase, cross):
@@ -245,14 +254,14 @@ def teacher(cfg: DitConfig, size: Size, place: Place) -> Program:
     held, frames = size.held(cfg) if cfg.motion_latents else 0, size.teacher_latents
     noisy = frames * size.frame
     args = (
-        _weights(cfg, place),
+        weights(cfg, place),
         place(1, frames, *size.latent, cfg.latent_channels, dtype="float32"),
         place(1, frames, dtype="float32"),
         place(1, held, cfg.width) if held else None,
         _phase(cfg, place, noisy),
         _phase(cfg, place, held) if held else None,
         (_voice(cfg, place, frames),) if cfg.audio_width else (),
-        _text(cfg, place),
+        text(cfg, place),
     )
 
     def call(p, latent, sigma, tokens, phase, tokens_phase, voices, cross):
@@ -268,7 +277,7 @@ def teacher(cfg: DitConfig, size: Size, place: Place) -> Program:
 def sound(cfg: DitConfig, size: Size, place: Place) -> Program:
     """The causal audio encoder and every injector's side of its tokens, once a block."""
     frames = size.audio_context + 4 * size.block_latents
-    args = (_weights(cfg, place), place(1, frames, cfg.audio_layers, cfg.audio_width, dtype="float32"))
+    args = (weights(cfg, place), place(1, frames, cfg.audio_layers, cfg.audio_width, dtype="float32"))
 
     def listen(p, features):
         voice = audio.encode(p["audio"]["encoder"], features, context=size.audio_context, cfg=cfg)

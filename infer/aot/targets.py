@@ -26,14 +26,14 @@ class Target:
     memory_gb: float  # of one device, 10^9 bytes
     topologies: dict[int, str] = dataclasses.field(default_factory=dict)  # by number of devices
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Numbers of devices that programs may be split over: 40 heads divide by them."""
-        return (1, 2, 4, 8) if self.platform != "tpu" else tuple(self.topologies)
+    def exists(self, count: int) -> bool:
+        """Whether so many of them can be described together."""
+        return not self.topologies or count in self.topologies
 
 
-FLAT = {1: "2x2", 2: "2x2", 4: "2x2", 8: "2x4"}
-DEEP = {1: "2x2x1", 2: "2x2x1", 4: "2x2x1", 8: "2x2x2"}
+COUNTS = (1, 2, 4, 8)  # devices that a program may be split over: 40 heads divide by them
+FLAT = {1: "2x2", 2: "2x2", 4: "2x2", 8: "2x4", 16: "4x4"}
+DEEP = {1: "2x2x1", 2: "2x2x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4"}
 TARGETS = {
     target.name: target
     for target in (
@@ -102,6 +102,8 @@ def devices(target: Target, count: int) -> list[Any]:
         else:
             topology = topologies.get_topology_desc(platform="tpu", topology_name=target.topologies[count])
     except (RuntimeError, NotImplementedError) as error:
+        if "lockfile" in str(error):
+            raise InputError(f"another process is compiling for {target.name}; wait until it ends") from error
         advice = _advice(target, str(FOLDER / target.platform))
         raise InputError(f"no compiler for {target.name} here ({error}): {advice}") from error
     return list(topology.devices[:count])

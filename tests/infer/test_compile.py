@@ -11,8 +11,9 @@ from avatar_jax.core import axes
 from avatar_jax.core.config import DitConfig
 from avatar_jax.io.convert import wan, wan_vae
 from avatar_jax.io.convert.published import Tensors
+from avatar_jax.nn import rope
 from infer import compile as command
-from infer.aot import counts, hlo, measure, programs, targets
+from infer.aot import counts, hlo, measure, programs, targets, tick
 
 SMALL = {**wan.PUBLISHED["s2v_14b"], "dim": 64, "num_heads": 4, "num_layers": 3, "ffn_dim": 128, "freq_dim": 32}
 SMALL |= {"audio_dim": 32, "audio_inject_layers": [0, 1], "text_len": 16, "text_dim": 32}
@@ -119,6 +120,22 @@ def test_small_programs_compile(name: str, layer_loop: str, devices: int):
     assert report.aliased == program.state_bytes  # the memory is written in place, on every device
     assert bool(report.collectives) == (devices > 1)
     assert command.markdown([report]).count("\n") == 3
+
+
+@pytest.mark.parametrize("shape", [{"stage": 4}, {"stage": 2, "tensor": 2}])
+@pytest.mark.parametrize("layer_loop", ["unroll", "scan"])
+def test_a_small_tick_compiles(layer_loop: str, shape: dict[str, int]):
+    """Latents, the tokens of their sound and where they stand move, once; memories and prompts stay where they are."""
+    target, cfg = targets.TARGETS["cpu"], small(layer_loop)
+    mesh = axes.make_mesh(targets.devices(target, 4), shape)
+    program = tick.tick(cfg, SIZE, programs.Place(mesh, "float32"))
+    report = measure.measure(program, target, mesh, model="small", injectors=2, flops_lowered=program.flops)
+    sent = SIZE.block_latents * (SIZE.latent[0] * SIZE.latent[1] * 16 + (cfg.audio_tokens + 2) * cfg.width)
+    time = rope.pairs(cfg.head_size)[0] * 2 * (SIZE.block_latents + 4)
+    assert report.collectives["collective-permute"] == (1, 4 * (sent + time + 2))
+    assert report.aliased == program.state_bytes
+    held = {name for name, (_, held) in measure.gates(report).items() if held}
+    assert held >= {"fits", "G8 transfers"}
 
 
 @pytest.mark.parametrize("name", ["block", "prefill", "teacher", "sound"])

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from avatar_jax.core import published
 from avatar_jax.core.spec import Leaf
-from avatar_jax.io.convert import table
+from avatar_jax.io.convert import table, wan
 from avatar_jax.io.convert.lora import Merged
 from avatar_jax.io.convert.published import Pth, Tensors, open_published
 from avatar_jax.io.errors import InputError
@@ -133,3 +134,10 @@ def test_lora_is_merged_where_it_adapts():
 def test_a_lora_for_another_model_is_refused(lora: dict, message: str):
     with pytest.raises(InputError, match=message):
         Merged(Tensors(_weights()), Tensors(lora), alpha=1.0)
+
+
+@pytest.mark.parametrize("name", ["t2v_1b3", "t2v_14b", "s2v_14b"])
+def test_the_published_geometry_is_the_published_files(name: str):
+    """`core/published.py` says what a `config.json` of that model becomes."""
+    read = wan.dit_config(wan.PUBLISHED[name], Tensors({}), layer_loop="unroll", compute_dtype="bfloat16")
+    assert read == getattr(published, name.upper())
