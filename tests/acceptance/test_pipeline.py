@@ -17,7 +17,7 @@ from avatar_jax.stream import chain, clock, engine, pipeline, rollout, session
 from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
 from configs import tiny
 from infer import door
-from tests.acceptance import report
+from tests.acceptance import absent, report
 from tests.stream import test_published as published
 from tests.stream.test_pipeline import mesh_of
 
@@ -148,3 +148,12 @@ def test_a_changed_scene_misses_no_tick():
     figure = "; ".join(f"{kind}: blocks out at each tick {counts}" for kind, counts in drawn.items())
     met = all(counts == [0, 0, 0, 1, 1, 1, 1, 1] for counts in drawn.values())
     assert row("AAS swap on 4 stages", figure, "no extra tick between blocks 3 and 4", met)
+
+
+@pytest.mark.parametrize(("name", "devices"), [("h200", 1), ("v5p", 2), ("v6e", 4), ("v5e", 4)])
+def test_compile_for_absent_devices(name: str, devices: int, tmp_path):
+    """A tick of the 14B transformer over four stages; docs/meshes.md holds the table."""
+    held, (found,) = absent.compile_for(name, tmp_path / "report.json", "--program=tick", f"--devices={devices}")
+    figure = "; ".join(f"{gate}: {figure}" for gate, (figure, _) in found["gates"].items())
+    what = f"a tick of 14B on 4 stages x {devices} {name}"
+    assert row(what, figure, "fits; one transfer between stages, of the latents and what rides with them", held)

@@ -25,8 +25,7 @@ from avatar_jax.io.convert import table, wan, wan_vae
 from avatar_jax.io.convert.published import Tensors
 from avatar_jax.models import condition, dit, umt5, vae
 from avatar_jax.nn import rope
-from infer.aot import targets
-from tests.acceptance import report
+from tests.acceptance import absent, report
 from tests.published import live_avatar
 from tests.published.case import Case
 from tests.published.folder import shapes
@@ -227,26 +226,12 @@ def test_against_the_libraries(tmp_path):
     assert row(f"{what}transformers' UMT5 and Wav2Vec2", figure, bar, met), done.stdout[-2000:]
 
 
-def _compiler(target: targets.Target) -> None:
-    """Installs the target's compiler beside the repository's own environment, where it is missing."""
-    wanted = targets.missing(target)
-    if wanted:
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", *wanted]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-
-
 @pytest.mark.parametrize("name", ["h200", "v5p", "v6e", "v5e"])
 def test_compile_for_absent_devices(name: str, tmp_path):
     """Every program of S2V-14B, on the fewest devices that it fits; docs/meshes.md holds the table."""
-    _compiler(targets.TARGETS[name])
-    output = tmp_path / "report.json"
-    command = [sys.executable, "-m", "infer.compile", f"--target={name}", f"--output={output}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert output.is_file(), done.stderr[-2000:]
-    reports = json.loads(output.read_text())
+    done, reports = absent.compile_for(name, tmp_path / "report.json")
     fits = [f"{r['program']} {r['gates']['fits'][0]} on {r['devices']}" for r in reports]
     broken = [f"{r['program']} {gate}" for r in reports for gate, (_, held) in r["gates"].items() if not held]
     figure = f"{'; '.join(fits)}{'; broken: ' + ', '.join(broken) if broken else ''}"
     gates = "fits, G1 to G4, G6 and G7 hold" if name == "h200" else "fits, G7 holds"
-    assert row(f"compile S2V-14B for {name}", figure, gates, done.returncode == 0 and not broken)
+    assert row(f"compile S2V-14B for {name}", figure, gates, done and not broken)
