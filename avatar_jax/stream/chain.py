@@ -32,19 +32,10 @@ def make_stage(cfg: Config, first: int, steps: int):
     """Steps first to first + steps of a flight, memories donated: (weights, memories, flight, cross) -> both anew."""
 
     def stage(p: dict, memories: tuple[Any, ...], flight: Flight, cross: Any) -> tuple[tuple[Any, ...], Flight]:
-        heard, new = dit.hear(p, (flight.voice,), cfg=cfg.dit), []
-        for k, memory in enumerate(memories):
-            memory, flight = rollout.step(p, memory, flight, first + k, heard, cross, cfg=cfg)
-            new.append(memory)
-        return tuple(new), flight
+        heard = dit.hear(p, (flight.voice,), cfg=cfg.dit)
+        return rollout.advance(p, memories, flight, first, steps, heard, cross, cfg=cfg)
 
     return rollout.make_program(stage, "block", donate_argnums=1)
-
-
-@functools.lru_cache(maxsize=1)
-def make_refill():
-    """`rollout.refill` compiled, memories donated: (weights, memories, keys and values) -> memories."""
-    return jax.jit(rollout.refill, donate_argnums=1)
 
 
 class Chained:
@@ -93,5 +84,5 @@ class Chained:
         held = rollout.make_prefill(self._cfg)(self._p[0], jax.device_put(scene, self._devices[0]))
         for k, device in enumerate(self._devices):
             self._cross[k] = jax.device_put(scene.cross, device)
-            refill = make_refill()
+            refill = rollout.make_refill()
             self._memories[k] = refill(self._p[k], self._memories[k], jax.device_put(held, device))

@@ -78,25 +78,21 @@ def sample(p: dict, prompts: tuple[Any, ...], noise: jax.Array, *, cfg: ClipConf
 
 
 @functools.lru_cache(maxsize=2)
-def make_decode(cfg: ClipConfig):
-    """The VAE's two decoders compiled: for the first latent, and for the ones after it."""
+def make_decode_first(cfg: ClipConfig):
+    """The decoder of a clip's first latent compiled: (weights of the VAE, latent) -> (tail, frame)."""
 
     def first(p: dict, z: jax.Array):
         pixels, tail = vae.decode_first(p, z, cfg=cfg.vae)
-        return vae.to_uint8(pixels), tail
+        return tail, vae.to_uint8(pixels)
 
-    def later(p: dict, tail: vae.Tail, z: jax.Array):
-        pixels, tail = vae.decode_step(p, tail, z, cfg=cfg.vae)
-        return vae.to_uint8(pixels), tail
-
-    return rollout.make_program(first, "decode"), rollout.make_program(later, "decode", donate_argnums=1)
+    return rollout.make_program(first, "decode")
 
 
 def decode(p: dict, latents: jax.Array, *, cfg: ClipConfig) -> Iterator[np.ndarray]:
     """Frames of a clip [1, F, h, w, C] as they are decoded: uint8 [1, H, W, 3], then [4, H, W, 3] a latent."""
-    first, later = make_decode(cfg)
-    frames, tail = first(p, latents[:, :1])
+    later = rollout.make_decode(cfg)
+    tail, frames = make_decode_first(cfg)(p, latents[:, :1])
     yield np.asarray(frames[0])
     for k in range(1, latents.shape[1]):
-        frames, tail = later(p, tail, latents[:, k : k + 1])
+        tail, frames = later(p, tail, latents[:, k : k + 1])
         yield np.asarray(frames[0])

@@ -63,7 +63,8 @@ class Sequential:
 
     def show(self, scene: Scene) -> None:
         """Another scene, from the next block fed on."""
-        self._caches, self._scene = rollout.make_adapt(self._cfg)(self._weights.dit, self._caches, scene), scene
+        p, self._scene = self._weights.dit, scene
+        self._caches = rollout.make_refill()(p, self._caches, rollout.make_prefill(self._cfg)(p, scene))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,11 +74,9 @@ def _tick(
         before = _own(state.flight)
         moved = jax.lax.ppermute(pack(before), STAGE, [(k, k + 1) for k in range(stages - 1)])
         flight = jax.tree.map(lambda new, old: jnp.where(stage == 0, new, old), flight, unpack(moved, before))
-    heard, memories = dit.hear(p, (flight.voice,), cfg=cfg.dit), []
-    for k, memory in enumerate(state.memories):
-        new, flight = rollout.step(p, _own(memory), flight, stage * steps + k, heard, cross, cfg=cfg)
-        memories.append(_held(new))
-    return PipelineState(tuple(memories), _held(flight), state.cross), flight.latent[None]
+    heard = dit.hear(p, (flight.voice,), cfg=cfg.dit)
+    memories, flight = rollout.advance(p, _own(state.memories), flight, stage * steps, steps, heard, cross, cfg=cfg)
+    return PipelineState(_held(memories), _held(flight), state.cross), flight.latent[None]
 
 
 def _change(state: PipelineState, held: Any, cross: Any, where: jax.Array, *, p: dict) -> PipelineState:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.core import platform
-from avatar_jax.core.config import Config, StreamConfig
+from avatar_jax.core.config import Config, PictureConfig, StreamConfig
 from avatar_jax.diffusion import flow, schedule
 from avatar_jax.models import audio, condition, dit, vae
 from avatar_jax.models.level import read_level, sinusoids
@@ -79,17 +79,12 @@ def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
 
 
 def refill(p: dict, caches: tuple[Any, ...], held: Any) -> tuple[Any, ...]:
-    """Memories with another scene in their condition part, their rings as they are. held: from `prefill`."""
+    """Memories with another scene in them, their rings as they are (section 6.5). held: from `prefill`."""
 
     def fill(layer: kv.KVCache, keys_values: Any) -> kv.KVCache:
         return kv.refill(layer, *keys_values)
 
     return tuple(kv.each(p["blocks"], fill, cache, held) for cache in caches)
-
-
-def adapt(p: dict, caches: tuple[Any, ...], scene: Scene, *, cfg: Config) -> tuple[Any, ...]:
-    """The same stream with another scene (section 6.5)."""
-    return refill(p, caches, prefill(p, scene, cfg=cfg))
 
 
 def enter(p: dict, block: BlockInput, *, cfg: Config) -> Flight:
@@ -163,6 +158,25 @@ def step(
     return memory, dataclasses.replace(flight, latent=x)
 
 
+def advance(
+    p: dict,
+    memories: tuple[Any, ...],
+    flight: Flight,
+    first: int | jax.Array,
+    count: int,
+    heard: dit.Heard,
+    cross: Any,
+    *,
+    cfg: Config,
+) -> tuple[tuple[Any, ...], Flight]:
+    """Steps first to first + count of a block, over one memory a step, or over fewer that take turns."""
+    new = list(memories)
+    for k in range(count):
+        memory = k % len(new)
+        new[memory], flight = step(p, new[memory], flight, first + k, heard, cross, cfg=cfg)
+    return tuple(new), flight
+
+
 def denoise(
     p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, cfg: Config
 ) -> tuple[tuple[Any, ...], jax.Array]:
@@ -174,19 +188,17 @@ def denoise(
     Returns:
       the memories with this block committed, and its latents [B, F, h, w, C].
     """
-    memories, flight = list(caches), enter(p, block, cfg=cfg)
+    flight, steps = enter(p, block, cfg=cfg), cfg.stream.steps
     heard = dit.hear(p, (flight.voice,), cfg=cfg.dit)
-    for number in range(cfg.stream.steps):
-        memory = number % len(memories)
-        memories[memory], flight = step(p, memories[memory], flight, number, heard, cross, cfg=cfg)
+    memories, flight = advance(p, caches, flight, 0, steps, heard, cross, cfg=cfg)
     if cfg.stream.history == "clean":
         clean = dit.level(p, np.float32(0.0), cfg=cfg.dit)
-        memories[0], _ = call(p, memories[0], flight, clean, cfg.stream.steps, heard, cross, cfg=cfg)
-    return tuple(memories), flight.latent
+        memories = (call(p, memories[0], flight, clean, steps, heard, cross, cfg=cfg)[0],)
+    return memories, flight.latent
 
 
-def decode(p: dict, tail: vae.Tail, latent: jax.Array, *, cfg: Config) -> tuple[vae.Tail, jax.Array]:
-    """A block's latents [B, F, h, w, C] to uint8 frames [B, T, H, W, 3]; p: weights of the VAE."""
+def decode(p: dict, tail: vae.Tail, latent: jax.Array, *, cfg: PictureConfig) -> tuple[vae.Tail, jax.Array]:
+    """The next latents [B, F, h, w, C] to uint8 frames [B, T, H, W, 3]; p: weights of the VAE."""
     pixels, tail = vae.decode_step(p, tail, latent.astype(jnp.float32), cfg=cfg.vae)
     return tail, vae.to_uint8(pixels)
 
@@ -215,10 +227,10 @@ def make_prefill(cfg: Config):
     return make_program(functools.partial(prefill, cfg=cfg), "prefill")
 
 
-@functools.lru_cache(maxsize=8)
-def make_adapt(cfg: Config):
-    """`adapt` compiled for `cfg`, caches donated: (weights of the transformer, caches, scene) -> caches."""
-    return make_program(functools.partial(adapt, cfg=cfg), "prefill", donate_argnums=1)
+@functools.lru_cache(maxsize=1)
+def make_refill():
+    """`refill` compiled, caches donated: (weights of the transformer, caches, keys and values) -> caches."""
+    return jax.jit(refill, donate_argnums=1)
 
 
 @functools.lru_cache(maxsize=8)
@@ -228,6 +240,6 @@ def make_denoise(cfg: Config):
 
 
 @functools.lru_cache(maxsize=8)
-def make_decode(cfg: Config):
+def make_decode(cfg: PictureConfig):
     """`decode` compiled for `cfg`, tail donated: (weights of the VAE, tail, latents) -> (tail, frames)."""
     return make_program(functools.partial(decode, cfg=cfg), "decode", donate_argnums=1)

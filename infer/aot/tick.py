@@ -75,9 +75,7 @@ def tick(transformer: DitConfig, size: programs.Size, place: programs.Place) -> 
         def stage(p, memories, entering, cross):
             flight = rollout.enter(p, entering, cfg=cfg)
             heard = dit.hear(p, (flight.voice,), cfg=transformer)
-            for k in range(steps):
-                _, flight = rollout.step(p, memories[k], flight, k, heard, cross, cfg=cfg)
-            return flight.latent
+            return rollout.advance(p, memories, flight, 0, steps, heard, cross, cfg=cfg)[1].latent
 
         args = (p, (memory,) * steps, entering, cross)
         return programs.Program("tick", stage, args, flops, transformer.layers, None, *about)

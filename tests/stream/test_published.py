@@ -66,7 +66,7 @@ def test_the_released_rollout(layer_loop: str):
     for block in range(len(exact["clean"])):
         if block == cfg.stream.adapt_blocks:
             later = jnp.asarray(frames_last(io["prefill1.motion_latents"]))
-            caches = rollout.adapt(p, caches, Scene(drawn[0][:, :1], later, scene.cross), cfg=cfg)
+            caches = rollout.refill(p, caches, rollout.prefill(p, Scene(drawn[0][:, :1], later, scene.cross), cfg=cfg))
         caches, latent = draw(p, caches, block_input(io, block, cfg), scene.cross)
         drawn.append(latent)
     clean = np.stack([frames_first(latent)[0] for latent in drawn])
