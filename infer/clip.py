@@ -11,7 +11,7 @@ from absl import flags
 from avatar_jax.core import check
 from avatar_jax.core import config as configs
 from avatar_jax.io.errors import InputError
-from avatar_jax.io.video import VideoWriter, check_output
+from avatar_jax.io.video import VideoWriter
 from infer import door, order, summary
 
 FLAGS = flags.FLAGS
@@ -23,10 +23,7 @@ def check_request(cfg: configs.ClipConfig) -> tuple[Path, Path, list[str]]:
     for flag in ("image", "audio"):
         if getattr(FLAGS, flag) is not None:
             raise InputError(f"--{flag}: config {cfg.name!r} makes a clip from a prompt alone; leave it out")
-    if not FLAGS.output:
-        raise InputError("--output is missing; name the video to write, as in --output=clip.mp4")
-    output = check_output(FLAGS.output, overwrite=FLAGS.overwrite)
-    order.check_figures(output, overwrite=FLAGS.overwrite)
+    output = order.check_output(FLAGS.output, overwrite=FLAGS.overwrite)
     checkpoint, prompt = order.check_checkpoint(FLAGS.checkpoint, cfg), order.check_prompt(FLAGS.prompt, cfg)
     guided = cfg.sample.guidance != 1.0
     return output, checkpoint, [prompt or "", *([FLAGS.negative_prompt] if guided else [])]

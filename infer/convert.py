@@ -91,8 +91,6 @@ def transformer(folder: pathlib.Path, lora: pathlib.Path | None, alpha: float) -
 
 def autoencoder(path: pathlib.Path) -> Part:
     """The Wan VAE, a file or a diffusers folder; its statistics are part of the code."""
-    from avatar_jax.models import vae
-
     published = open_published(path)
     if path.is_dir():
         with _reading(path / "config.json") as described:
@@ -102,8 +100,7 @@ def autoencoder(path: pathlib.Path) -> Part:
     else:
         cfg = wan_vae.config(published)
         sources = wan_vae.table(cfg)
-    spec = {name: leaf for name, leaf in vae.spec(cfg).items() if name != "stats"}
-    return Part("vae", path, cfg, spec, sources, published)
+    return Part("vae", path, cfg, wan_vae.spec(cfg), sources, published)
 
 
 def text_encoder(path: pathlib.Path) -> Part:

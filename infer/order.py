@@ -6,7 +6,7 @@ import numpy as np
 
 from avatar_jax.core import check
 from avatar_jax.core import config as configs
-from avatar_jax.io import checkpoint
+from avatar_jax.io import checkpoint, video
 from avatar_jax.io.errors import InputError
 from avatar_jax.io.image import fit_portrait, load_portrait
 from infer import door
@@ -41,8 +41,12 @@ def check_portrait(path: str | Path, cfg: configs.Config) -> tuple[configs.Confi
     return cfg, load_portrait(path, height=cfg.video.height, width=cfg.video.width)
 
 
-def check_figures(output: Path, *, overwrite: bool) -> None:
-    """Refuses to replace a file that happens to have the figures' name."""
+def check_output(path: str | None, *, overwrite: bool) -> Path:
+    """The video to write, absolute. Raises InputError if it, or the figures beside it, cannot be written."""
+    if not path:
+        raise InputError("--output is missing; name the video to write, as in --output=talk.mp4")
+    output = video.check_output(path, overwrite=overwrite)
     figures = output.with_suffix(".json")
     if figures.is_dir() or (figures.exists() and not overwrite):
         raise InputError(f"{figures}: exists already; choose another --output or pass --overwrite")
+    return output

@@ -26,7 +26,7 @@ from avatar_jax.core import check
 from avatar_jax.core import config as configs
 from avatar_jax.io.audio import AudioStream, open_audio, verify_audio
 from avatar_jax.io.errors import InputError
-from avatar_jax.io.video import CODECS, VideoWriter, check_output
+from avatar_jax.io.video import CODECS, VideoWriter
 from infer import clip, door, order, summary
 
 FLAGS = flags.FLAGS
@@ -83,10 +83,7 @@ def define() -> None:
 def check_request() -> Request:
     """Reads the flags and checks every file. Raises ValueError."""
     cfg = check.validate(FLAGS.config)
-    if not FLAGS.output:
-        raise InputError("--output is missing; name the video to write, as in --output=talk.mp4")
-    output = check_output(FLAGS.output, overwrite=FLAGS.overwrite)
-    order.check_figures(output, overwrite=FLAGS.overwrite)
+    output = order.check_output(FLAGS.output, overwrite=FLAGS.overwrite)
     image = FLAGS.image if FLAGS.image is not None else door.embedded("portrait.png")
     audio = Path(FLAGS.audio if FLAGS.audio is not None else door.embedded("speech.wav"))
     if output.exists() and audio.exists() and output.samefile(audio):

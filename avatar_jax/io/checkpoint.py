@@ -74,7 +74,6 @@ def load(folder: pathlib.Path, name: str, part: Part) -> dict[str, Any]:
     spec = {"dit": dit.spec, "vae": vae.spec, "umt5": umt5.spec, "wav2vec": wav2vec.spec}[name](part)  # type: ignore[operator]
     if not (folder / name).is_dir():
         return weights.load(folder / f"{name}.safetensors", spec)
-    if name != "vae":
-        return store.load(folder / name, spec)
-    del spec["stats"]  # part of the published code, not of the file
-    return store.load(folder / name, spec) | {"stats": wan_vae.statistics()}
+    if isinstance(part, configs.VaeConfig):
+        return store.load(folder / name, wan_vae.spec(part)) | {"stats": wan_vae.statistics()}
+    return store.load(folder / name, spec)

@@ -16,7 +16,6 @@ from avatar_jax.io.convert import table, umt5, wan, wan_vae, wav2vec
 from avatar_jax.io.convert.published import Tensors
 from avatar_jax.models import dit
 from avatar_jax.models import umt5 as umt5_model
-from avatar_jax.models import vae as vae_model
 from avatar_jax.models import wav2vec as wav2vec_model
 from infer.convert import TEXT_FILE, VAE_FILE
 from tests.io import torch_files
@@ -112,8 +111,7 @@ def write(folder: pathlib.Path, cfg: configs.Config | configs.ClipConfig, seed: 
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(described(cfg.dit)))
     save_file(tensors(dit.spec(cfg.dit), wan.table(cfg.dit), seed), folder / "diffusion_pytorch_model.safetensors")
-    held = {name: leaf for name, leaf in vae_model.spec(cfg.vae).items() if name != "stats"}
-    torch_files.write(folder / VAE_FILE, tensors(held, wan_vae.table(cfg.vae), seed))
+    torch_files.write(folder / VAE_FILE, tensors(wan_vae.spec(cfg.vae), wan_vae.table(cfg.vae), seed))
     if cfg.text:
         torch_files.write(folder / TEXT_FILE, tensors(umt5_model.spec(cfg.text), umt5.table(), seed))
         write_tokenizer(folder / "google" / "umt5-xxl" / "spiece.model", cfg.text.vocabulary)

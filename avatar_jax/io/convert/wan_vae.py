@@ -74,6 +74,11 @@ def table(cfg: VaeConfig) -> Table:
     return sources | _stages("decoder", "upsamples", up, cfg.res_blocks + 1, "up", cfg.temporal[::-1])
 
 
+def spec(cfg: VaeConfig) -> dict[str, Any]:
+    """The weights that the file has: `vae.spec` without the statistics."""
+    return {name: leaf for name, leaf in vae.spec(cfg).items() if name != "stats"}
+
+
 def statistics() -> dict[str, jax.Array]:
     """Mean and standard deviation of the published latents, [C] each."""
     return {"mean": jnp.array(MEAN), "std": jnp.array(STD)}
@@ -82,6 +87,4 @@ def statistics() -> dict[str, jax.Array]:
 def load(published: Published, *, origin: str) -> tuple[dict[str, Any], VaeConfig]:
     """The published VAE: weights and configuration. Raises InputError if the file does not fit."""
     cfg = config(published)
-    spec = vae.spec(cfg)
-    del spec["stats"]
-    return tables.load(table(cfg), spec, published, origin=origin) | {"stats": statistics()}, cfg
+    return tables.load(table(cfg), spec(cfg), published, origin=origin) | {"stats": statistics()}, cfg
