@@ -49,5 +49,5 @@ def get_config() -> c.Config:
         sound=published.WAV2VEC2_XLSR,
         text=published.UMT5_XXL,
         stream=_stream(),
-        mesh=c.MeshConfig(stages=1, tensor=1, driver="spmd"),
+        mesh=c.MeshConfig(streams=1, data=1, stages=1, tensor=1, driver="spmd"),
     )

@@ -123,7 +123,7 @@ def get_config() -> c.TrainingConfig:
         ),
         dit=_dit(mel.features),
         stream=_stream(),
-        mesh=c.MeshConfig(stages=1, tensor=1, driver="spmd"),
+        mesh=c.MeshConfig(streams=1, data=1, stages=1, tensor=1, driver="spmd"),
         data=c.DataConfig(seed=0, clips=2400, video_frames=96, workers=2),
         train=_train(),
     )

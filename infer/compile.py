@@ -19,7 +19,6 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from avatar_jax.core import axes
 from avatar_jax.core.config import DitConfig
 from avatar_jax.io.convert import wan, wan_vae
 from avatar_jax.io.convert.published import Tensors
@@ -62,9 +61,7 @@ def config_of(model: str, platform: str) -> DitConfig:
 
 def mesh_of(target: Target, count: int, stages: int = 1) -> Mesh:
     """`count` of the target's devices a stage, sharing each layer's work."""
-    shape = {pipeline.STAGE: stages} if stages > 1 else {}
-    shape |= {axes.TENSOR: count} if count > 1 or stages == 1 else {}  # cuDNN calls want no axis left to a partitioner
-    return axes.make_mesh(targets.devices(target, stages * count), shape)
+    return pipeline.make_mesh(targets.devices(target, stages * count), stages=stages, tensor=count)
 
 
 def program_of(name: str, target: Target, mesh: Mesh | None, size: Size, model: str) -> Program:

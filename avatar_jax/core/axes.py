@@ -36,6 +36,17 @@ def make_mesh(devices: Sequence[Any], shape: Mapping[str, int]) -> Mesh:
     return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
+def over(mesh: Mesh, *names: str | None) -> NamedSharding:
+    """An array split over mesh axes, one name or None a dimension, as XLA itself would write it down.
+
+    Axes of one device split nothing and are left out, so that what a program returns is what it takes.
+    """
+    told = [name if name and mesh.shape[name] > 1 else None for name in names]
+    while told and told[-1] is None:
+        told.pop()
+    return NamedSharding(mesh, PartitionSpec(*told))
+
+
 def partition(leaf: Leaf, rules: Rules, mesh: Mesh, path: str = "a weight") -> PartitionSpec:
     """How one leaf lies on the mesh.
 
@@ -59,6 +70,13 @@ def shardings(spec: Spec, rules: Rules, mesh: Mesh) -> dict[str, Any]:
         dict(spec),
         is_leaf=lambda leaf: isinstance(leaf, Leaf),
     )
+
+
+def lay(leaf: Any, where: NamedSharding) -> jax.Array:
+    """An array on the devices of `where`; of a mesh over several processes, each lays what its own devices hold."""
+    if where.is_fully_addressable or getattr(leaf, "sharding", None) == where:
+        return jax.device_put(leaf, where)
+    return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
 
 
 def one_layer(tree: Any) -> Any:

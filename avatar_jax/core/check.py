@@ -98,7 +98,11 @@ def _mesh(cfg: configs.Config) -> None:
     for name, size in (("heads", d.heads), ("ffn", d.ffn)):
         _require(tensor >= 1 and size % tensor == 0, "mesh.tensor", tensor, f"must divide config.dit.{name}={size}")
     _one_of("mesh.driver", cfg.mesh.driver, DRIVERS)
-    _require(tensor == 1 or cfg.mesh.driver == "spmd", "mesh.tensor", tensor, "a chain has one device a stage: 1")
+    data, streams, chain = cfg.mesh.data, cfg.mesh.streams, cfg.mesh.driver == "chain"
+    _require(data >= 1, "mesh.data", data, "must be at least 1")
+    _require(streams >= 1 and streams % data == 0, "mesh.streams", streams, f"must be a multiple of mesh.data={data}")
+    _require(tensor == 1 or not chain, "mesh.tensor", tensor, "a chain has one device a stage: 1")
+    _require(streams == 1 or not chain, "mesh.streams", streams, "a chain has one stream: 1")
 
 
 def _clip(cfg: configs.ClipConfig) -> None:

@@ -174,14 +174,26 @@ class StreamConfig:
         """Network calls of one block."""
         return self.steps + (self.history == "clean")
 
+    @property
+    def memories(self) -> int:
+        """Key/value memories of one stream."""
+        return self.steps if self.history == "timestep" else 1
+
 
 @dataclasses.dataclass(unsafe_hash=True)
 class MeshConfig:
-    """Devices of one stream: stages x tensor."""
+    """Streams, and their devices: data x stages x tensor."""
 
+    streams: int  # at once, divided evenly over the rows of `data`
+    data: int  # rows of devices, each with streams of its own
     stages: int  # that share a block's steps, each with its own memories; 1: one after the other on one device
     tensor: int  # that split each layer's heads and inner width
-    driver: str  # "spmd": one program for all, any mesh; "chain": a program a stage, one host, a spare device decodes
+    driver: str  # "spmd": one program for all, any mesh; "chain": a program a stage, one stream, one host
+
+    @property
+    def devices(self) -> int:
+        """Devices that denoise."""
+        return self.data * self.stages * self.tensor
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -13,7 +13,7 @@ def attention(
       q: [B, S, N, K], bfloat16 or float16.
       k, v: [B, W, N, K].
       mask: bool, broadcastable to [B, N, S, W]; written out in full, so not for long sequences.
-      count: int32 [], keys from the first that may be seen; the kernel skips what lies behind them.
+      count: int32 [] or [B], keys from the first that may be seen; the kernel skips what lies behind them.
 
     Returns:
       [B, S, N, K] in q's dtype.

@@ -35,7 +35,7 @@ def attention(
       q: [B, S, N, K], K a multiple of 128.
       k, v: [B, W, N, K].
       mask: must be None.
-      count: int32 [], keys from the first that may be seen; None for all.
+      count: int32 [] or [B], keys from the first that may be seen; None for all.
       interpret: run the kernel's steps as ordinary operations, on any platform.
 
     Returns:
@@ -48,7 +48,7 @@ def attention(
         raise ValueError("attention='splash' takes no dense mask: choose 'xla' or 'auto'")
     if q.shape[-1] % LANES:
         raise ValueError(f"attention='splash' needs heads of a multiple of {LANES} channels, not {q.shape[-1]}")
-    seen = jnp.asarray(k.shape[1] if count is None else count, jnp.int32)
+    seen = jnp.broadcast_to(jnp.asarray(k.shape[1] if count is None else count, jnp.int32), (len(q),))
     run = functools.partial(_heads, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.shape.get(axes.TENSOR, 1) > 1:
@@ -74,16 +74,14 @@ def _heads(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, *, interpr
         q_seq_shards=1,
         interpret=interpret,
     )
-    segments = kernel.SegmentIds(
-        q=jnp.zeros(rows, jnp.int32), kv=(jnp.arange(columns, dtype=jnp.int32) >= seen).astype(jnp.int32)
-    )
 
     def fill(x: jax.Array, length: int) -> jax.Array:
         return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
 
-    def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return jnp.asarray(run(q, k, v, segment_ids=segments))
+    def one(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
+        unseen = (jnp.arange(columns, dtype=jnp.int32) >= seen).astype(jnp.int32)
+        return jnp.asarray(run(q, k, v, segment_ids=kernel.SegmentIds(q=jnp.zeros(rows, jnp.int32), kv=unseen)))
 
     scaled = (q * q.shape[-1] ** -0.5).astype(q.dtype)
-    out = jax.vmap(one)(fill(scaled, rows), fill(k, columns), fill(v, columns))
+    out = jax.vmap(one)(fill(scaled, rows), fill(k, columns), fill(v, columns), seen)
     return out.swapaxes(1, 2)[:, : q.shape[1]].astype(q.dtype)

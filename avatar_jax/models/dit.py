@@ -340,8 +340,8 @@ def apply_block(
     *,
     phase: Phase,
     reference_phase: Phase,
-    slots: jax.Array,
-    filled: jax.Array | None,
+    slots: jax.Array | np.ndarray,
+    filled: jax.Array | np.ndarray | None,
     heard: Heard = (),
     cross: Any = None,
     given: condition.Given | None = None,
@@ -354,17 +354,17 @@ def apply_block(
       cache: one `KVCache` a layer.
       latent: noisy latents of the block [B, F, h, w, C].
       at: its noise level, from `level`.
-      phase: phases of the block's tokens, [S, K/2].
-      reference_phase: phases of the condition tokens, the reference at its rolled position, [R, K/2].
-      slots: int32 [n], ring places of this block, see `kv.commit`.
-      filled: int32 [], ring tokens that hold something, this block included; None for all, which needs no mask.
+      phase: phases of the block's tokens, [S, K/2] or [B, S, K/2].
+      reference_phase: phases of the condition tokens, the reference at its rolled position, [R, K/2] or [B, R, K/2].
+      slots: int32 [B, n] or [1, n], ring places of this block, see `kv.commit`.
+      filled: int32 [] or [B], ring tokens that hold something, this block included; None for all, which needs no mask.
       heard: from `hear`, once a block.
       cross, given, cfg: as in `apply`.
 
     Returns:
       the memory with this block's keys and values at this noise level, and v [B, F, h, w, C], float32.
     """
-    chex.assert_rank([latent, slots], [5, 1])
+    chex.assert_rank([latent, slots], [5, 2])
 
     def attend(q, k, v, layer: kv.Memory):
         layer = kv.commit(layer, rotate(k, phase), v, slots=slots, reference=reference_phase)

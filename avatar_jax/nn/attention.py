@@ -49,7 +49,7 @@ def attend(
       k, v: [B, W, N, K].
       kernel: "auto" or one of KERNELS.
       mask: bool to [B, N, S, W], true where a query may look; None for everywhere.
-      count: int32 [], keys from the first that may be seen; None for all.
+      count: int32 [] or [B], keys from the first that may be seen; None for all.
     """
     name = resolve(kernel, jax.default_backend(), half=q.dtype in HALVES, masked=mask is not None)
     if name == "cudnn":
@@ -57,7 +57,7 @@ def attend(
     if name == "splash":
         return splash.attention(q, k, v, mask, count)
     if count is not None:
-        seen = (jnp.arange(k.shape[1]) < count)[None, None, None]
+        seen = (jnp.arange(k.shape[1]) < jnp.reshape(count, (-1, 1)))[:, None, None]
         mask = seen if mask is None else mask & seen
     if name == "reference":
         return reference.attention(q, k, v, mask)

@@ -4,6 +4,7 @@ One buffer a layer holds `[reference | ring of blocks]`, keys after RoPE, so att
 keys does not matter. The reference's keys are kept unrotated beside it, because its position rolls with the stream.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,44 +58,47 @@ def places(times: np.ndarray, capacity: int, sink: int) -> np.ndarray:
     return np.where(times < sink, times, sink + (times - sink) % (capacity - sink)).astype(np.int32)
 
 
-def refill(cache: KVCache, reference_k: jax.Array, reference_v: jax.Array) -> KVCache:
-    """The same ring behind another reference [B, R, N, K]; its keys are turned at the next `commit`."""
-    start = (0, 0, 0, 0)
-    return KVCache(cache.k, jax.lax.dynamic_update_slice(cache.v, reference_v, start), reference_k)
+def refill(cache: KVCache, reference_k: jax.Array, reference_v: jax.Array, stream: int | jax.Array = 0) -> KVCache:
+    """The same rings, behind another reference [n, R, N, K] in n streams; its keys are turned at the next `commit`."""
+    put, at = jax.lax.dynamic_update_slice, (stream, 0, 0, 0)
+    return KVCache(cache.k, put(cache.v, reference_v, at), put(cache.reference_k, reference_k, at))
 
 
-def _write(whole: jax.Array, part: jax.Array, at: Any, layer: jax.Array | None) -> jax.Array:
-    """`part` [B, n, N, K] at token `at` of a layer's buffer, or of layer `layer` of the stacked buffers."""
+def _write(whole: jax.Array, part: jax.Array, at: Any, layer: jax.Array | None, stream: int = 0) -> jax.Array:
+    """`part` [n, m, N, K] at token `at` of streams from `stream` on, in a layer's buffer or layer `layer` of all."""
     if layer is None:
-        return jax.lax.dynamic_update_slice(whole, part, (0, at, 0, 0))
-    return jax.lax.dynamic_update_slice(whole, part[None], (layer, 0, at, 0, 0))
+        return jax.lax.dynamic_update_slice(whole, part, (stream, at, 0, 0))
+    return jax.lax.dynamic_update_slice(whole, part[None], (layer, stream, at, 0, 0))
 
 
-def commit(cache: Memory, k: jax.Array, v: jax.Array, *, slots: jax.Array, reference: Phase) -> Memory:
+def commit(cache: Memory, k: jax.Array, v: jax.Array, *, slots: jax.Array | np.ndarray, reference: Phase) -> Memory:
     """Writes a block's rotated keys and its values into the ring, and turns the reference to its position.
 
     Args:
       cache: the layer's memory.
       k: [B, S, N, K], rotated.
       v: [B, S, N, K].
-      slots: int32 [n]: the block is cut into n equal pieces, and piece i goes to the i-th of these places, counted in
-        pieces. One piece where blocks fill the ring evenly; one a latent frame where they do not.
-      reference: phases of the reference's current position, [R, K/2].
+      slots: int32 [B, n], or [1, n] for streams in step: a block is cut into n equal pieces, and piece i goes to the
+        i-th of these places, counted in pieces. One piece where blocks fill the ring evenly; one a latent frame where
+        they do not.
+      reference: phases of the reference's current position, [R, K/2] or [B, R, K/2].
     """
     every, layer = (cache, None) if isinstance(cache, KVCache) else cache
-    held, pieces = every.reference_k.shape[-3], slots.shape[0]
+    held, (rows, pieces) = every.reference_k.shape[-3], slots.shape
     keys, values, piece = every.k, every.v, k.shape[1] // pieces
     if held:
         keys = _write(keys, rotate(cache.reference_k, reference), 0, layer)
-    for i in range(pieces):
-        at, part = held + slots[i] * piece, slice(i * piece, (i + 1) * piece)
-        keys, values = _write(keys, k[:, part], at, layer), _write(values, v[:, part], at, layer)
+    for row, i in itertools.product(range(rows), range(pieces)):
+        streams = slice(row, row + 1) if rows > 1 else slice(None)
+        at, part = held + slots[row, i] * piece, slice(i * piece, (i + 1) * piece)
+        keys = _write(keys, k[streams, part], at, layer, row)
+        values = _write(values, v[streams, part], at, layer, row)
     written = KVCache(keys, values, every.reference_k)
     return written if layer is None else Stacked(written, layer)
 
 
-def readable(cache: Memory, tokens: jax.Array) -> jax.Array:
-    """How many keys, from the first, hold something when `tokens` ring tokens are filled: int32 []."""
+def readable(cache: Memory, tokens: jax.Array | np.ndarray) -> Any:
+    """How many keys, from the first, hold something when `tokens` ring tokens are filled, in `tokens`' shape."""
     return cache.reference_k.shape[1] + tokens
 
 

@@ -77,9 +77,11 @@ def grid_phase(times: Positions, grid: tuple[int, int], *, head_size: int, theta
 
 
 def join(*phases: Phase) -> Phase:
-    """Phases of token sequences put one after the other."""
+    """Phases of token sequences put one after the other; those without a batch are the same in all of it."""
     xp = np if all(isinstance(phase.cos, np.ndarray) for phase in phases) else jnp
-    return Phase(*(xp.concatenate(side, -2) for side in zip(*phases, strict=True)))
+    batch = np.broadcast_shapes(*(phase.cos.shape[:-2] for phase in phases))
+    wide = [[xp.broadcast_to(side, (*batch, *side.shape[-2:])) for side in phase] for phase in phases]
+    return Phase(*(xp.concatenate(side, -2) for side in zip(*wide, strict=True)))
 
 
 def rotate(x: jax.Array, phase: Phase) -> jax.Array:

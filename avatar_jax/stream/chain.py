@@ -6,6 +6,7 @@ by handing out a block no later than its place in the chain allows.
 """
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,7 @@ class Chained:
         ]
         self._vae = jax.device_put(weights.vae, self._decoder)
         self._tail = jax.device_put(jax.tree.map(jnp.copy, begin.tail), self._decoder)
+        self._scene, self._first = scene, None
         self._flying: collections.deque[Drawn] = collections.deque()
 
     def feed(self, block: BlockInput) -> list[Drawn]:
@@ -70,6 +72,7 @@ class Chained:
             flight = jax.device_put(flight, device)
             self._memories[k], flight = stage(self._p[k], self._memories[k], flight, self._cross[k])
         latent = jax.device_put(flight.latent, self._decoder)
+        self._first = latent[:, :1] if self._first is None else self._first
         self._tail, frames = rollout.make_decode(self._cfg)(self._vae, self._tail, latent)
         self._flying.append(Drawn(latent, frames))
         return [self._flying.popleft()] if len(self._flying) >= len(self._devices) else []
@@ -81,8 +84,17 @@ class Chained:
 
     def show(self, scene: Scene) -> None:
         """Another scene, from the next block fed on; each stage takes it up after the blocks before."""
+        self._scene = scene
         held = rollout.make_prefill(self._cfg)(self._p[0], jax.device_put(scene, self._devices[0]))
         for k, device in enumerate(self._devices):
             self._cross[k] = jax.device_put(scene.cross, device)
             refill = rollout.make_refill()
             self._memories[k] = refill(self._p[k], self._memories[k], jax.device_put(held, device))
+
+    def adapt(self) -> None:
+        """The scene with the stream's own first latent as its reference, from the next block fed on."""
+        self.show(dataclasses.replace(self._scene, reference=self._first))
+
+    def close(self) -> None:
+        """What is under way is lost."""
+        self._flying.clear()

@@ -12,6 +12,7 @@ import numpy as np
 from avatar_jax.core.config import Config, PictureConfig
 from avatar_jax.models import condition
 from avatar_jax.nn import rope
+from avatar_jax.stream.state import Place
 
 STILL = np.array([condition.REFERENCE_TIME])  # position of the reference among the condition tokens
 
@@ -60,7 +61,7 @@ def grid_phase(positions: jax.Array | np.ndarray, cfg: PictureConfig) -> rope.Ph
 
 
 def condition_phase(time: rope.Phase, cfg: PictureConfig) -> rope.Phase:
-    """Phases of the condition tokens [R, K/2], the reference at `time` [1, K_time]; motion never moves."""
+    """Phases of the condition tokens [..., R, K/2], the reference at `time` [..., 1, K_time]; motion never moves."""
     reference = spread(time, cfg)
     if not cfg.dit.motion_latents:
         return reference
@@ -75,7 +76,9 @@ def phases(block: int, cfg: Config) -> tuple[rope.Phase, rope.Phase]:
     return time_phase(times(block, cfg), cfg), time_phase(reference_times(block, cfg)[:, None], cfg)
 
 
-def place(block: int, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Ring slot of a block, int32 [1], and how many ring tokens hold something once it is written, int32 []."""
+def place(block: int, cfg: Config) -> Place:
+    """Where a block of one stream stands: its phases, its ring slot, and how much the ring holds once it is written."""
     window, tokens = cfg.stream.window_blocks, cfg.stream.block_latents * cfg.tokens_per_frame
-    return np.array([block % window], np.int32), np.array(min(block + 1, window) * tokens, np.int32)
+    time, ahead = (rope.Phase(*(side[None] for side in phase)) for phase in phases(block, cfg))
+    filled = min(block + 1, window) * tokens
+    return Place(time, ahead, np.array([[block % window]], np.int32), np.array([filled], np.int32))

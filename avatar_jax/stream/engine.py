@@ -1,4 +1,4 @@
-"""What draws the blocks of a session: one device after its own last step, or a mesh with a step on every stage."""
+"""What draws the blocks of a session: here one device, from noise to pixels; `chain` and `pool` do it on several."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,21 +6,20 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from avatar_jax.core import axes, quant
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
-from avatar_jax.stream import pipeline, rollout
+from avatar_jax.stream import rollout
 from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
 
 
 class Drawn(NamedTuple):
     """A finished block."""
 
-    latent: jax.Array  # [B, F, h, w, C]
-    frames: jax.Array  # uint8 [B, T, H, W, 3], perhaps still being computed
+    latent: jax.Array | None  # [B, F, h, w, C]
+    frames: jax.Array | None  # uint8 [B, T, H, W, 3], perhaps still being computed; None: on another process
 
 
 class Engine(Protocol):
@@ -38,6 +37,14 @@ class Engine(Protocol):
         """Another scene, from the next block fed on."""
         ...
 
+    def adapt(self) -> None:
+        """The scene with the stream's own first latent as its reference, from the next block fed on."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the stream holds; what is under way is lost."""
+        ...
+
 
 Engines = Callable[[], Engine]  # one for every session
 
@@ -48,12 +55,13 @@ class Sequential:
     def __init__(self, weights: Weights, scene: Scene, begin: StreamState, cfg: Config):
         self._weights, self._scene, self._cfg = weights, scene, cfg
         state = jax.tree.map(jnp.copy, begin)  # each block donates what it replaces
-        self._caches, self._tail = state.caches, state.tail
+        self._caches, self._tail, self._first = state.caches, state.tail, None
         self._denoise, self._decode = rollout.make_denoise(cfg), rollout.make_decode(cfg)
 
     def feed(self, block: BlockInput) -> list[Drawn]:
         """Draws a block."""
         self._caches, latent = self._denoise(self._weights.dit, self._caches, block, self._scene.cross)
+        self._first = latent[:, :1] if self._first is None else self._first
         self._tail, frames = self._decode(self._weights.vae, self._tail, latent)
         return [Drawn(latent, frames)]
 
@@ -66,87 +74,21 @@ class Sequential:
         p, self._scene = self._weights.dit, scene
         self._caches = rollout.make_refill()(p, self._caches, rollout.make_prefill(self._cfg)(p, scene))
 
+    def adapt(self) -> None:
+        """The scene with the stream's own first latent as its reference, from the next block fed on."""
+        self.show(dataclasses.replace(self._scene, reference=self._first))
 
-@dataclasses.dataclass(frozen=True)
-class _Change:
-    """A scene that the stages take up one after the other, each when its first block reaches it."""
-
-    first: int  # block
-    held: Any
-    cross: Any
-
-
-class Pipelined:
-    """A block a tick over a mesh with a stage axis: `pipeline`. The decoder runs on the last stage's device.
-
-    Args:
-      weights: from `place`.
-      scene: to begin with.
-      begin: from `rollout.start`.
-      mesh: with a stage axis.
-      cfg: the run.
-    """
-
-    def __init__(self, weights: Weights, scene: Scene, begin: StreamState, mesh: Mesh, cfg: Config):
-        self._weights, self._scene, self._cfg, self._mesh = weights, scene, cfg, mesh
-        self._stages = mesh.shape[pipeline.STAGE]
-        self._tick, self._decode = pipeline.make_tick(cfg, mesh), rollout.make_decode(cfg)
-        self._memory, self._state = begin.caches[0], None
-        self._tail = jax.device_put(jax.tree.map(jnp.copy, begin.tail), decoder_device(mesh))
-        self._ticks, self._fed, self._last = 0, 0, None
-        self._changes: list[_Change] = []
-
-    def feed(self, block: BlockInput) -> list[Drawn]:
-        """Runs a tick with this block entering; the block that leaves is decoded while the next ticks run."""
-        self._fed, self._last = self._fed + 1, block
-        return self._beat(block)
-
-    def drain(self) -> list[Drawn]:
-        """Ticks until the last block has left."""
-        if self._last is None:
-            return []
-        drawn = []
-        while self._ticks < self._fed + self._stages - 1:
-            drawn += self._beat(self._last)  # nobody looks at what follows the last block
-        return drawn
-
-    def show(self, scene: Scene) -> None:
-        """Another scene, from the next block fed on: computed now, taken up by each stage as that block reaches it."""
-        held = rollout.make_prefill(self._cfg)(self._weights.dit, pipeline.everywhere(scene, self._mesh))
-        self._changes.append(_Change(self._fed, held, scene.cross))
-
-    def _beat(self, block: BlockInput) -> list[Drawn]:
-        p, mesh, cfg = self._weights.dit, self._mesh, self._cfg
-        if self._state is None:
-            self._state = pipeline.start(p, self._memory, self._scene.cross, block, mesh=mesh, cfg=cfg)
-        for change in self._changes:
-            where = np.arange(self._stages) == self._ticks - change.first
-            if where.any():
-                args = (pipeline.everywhere(change.cross, mesh), where)
-                self._state = pipeline.make_change(cfg, mesh)(p, self._state, change.held, *args)
-        self._changes = [change for change in self._changes if self._ticks - change.first < self._stages - 1]
-        self._state, latents = self._tick(p, self._state, block)
-        self._ticks += 1
-        if self._ticks < self._stages:
-            return []
-        latent = pipeline.leaving(latents)
-        self._tail, frames = self._decode(self._weights.vae, self._tail, latent)
-        return [Drawn(latent, frames)]
-
-
-def decoder_device(mesh: Mesh) -> Any:
-    """The device that decodes: the last of the last stage."""
-    return mesh.devices.flat[-1]
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 def place(weights: Weights, mesh: Mesh, cfg: Config) -> Weights:
-    """Weights where a pipeline needs them: the transformer on every stage, the VAE where blocks are decoded.
+    """Weights where a pool needs them: the transformer on the mesh, the VAE left for the devices that decode.
 
     Raises:
       ValueError: heads or widths that do not split over the mesh's tensor axis.
     """
-    rules = axes.TENSOR_PARALLEL if axes.TENSOR in mesh.shape else {}
-    lying = axes.shardings(dit.spec(cfg.dit), rules, mesh)
+    lying = axes.shardings(dit.spec(cfg.dit), axes.TENSOR_PARALLEL, mesh)
     if isinstance(weights.dit["blocks"], tuple):
         lying["blocks"] = (axes.one_layer(lying["blocks"]),) * cfg.dit.layers
         if "audio" in lying:
@@ -154,7 +96,7 @@ def place(weights: Weights, mesh: Mesh, cfg: Config) -> Weights:
             lying["audio"] |= {"injectors": (injectors,) * len(cfg.dit.audio_inject)}
 
     def lay(leaf: Any, where: Any) -> Any:
-        return jax.device_put(leaf, quant.place(leaf, where) if isinstance(leaf, quant.QTensor) else where)
+        return jax.tree.map(axes.lay, leaf, quant.place(leaf, where) if isinstance(leaf, quant.QTensor) else where)
 
     transformer = jax.tree.map(lay, weights.dit, lying, is_leaf=lambda leaf: isinstance(leaf, quant.QTensor))
-    return Weights(transformer, jax.device_put(weights.vae, decoder_device(mesh)))
+    return Weights(transformer, weights.vae)

@@ -1,15 +1,19 @@
 """Timestep-forcing pipeline: step k lives on stage k with a memory at its own noise level, and blocks stream through.
 
-One tick is one program on every device of a mesh (live_avatar.md sections 6.7 and 12): each stage takes the block that
-the stage before it had, runs its steps on it against its own memories, and keeps it for the next tick. Only a flight
-moves: latents, the tokens of its sound, and where it stands. Block g is at stage k in tick g + k, and leaves the last
-stage P - 1 ticks after it entered the first; stages see blocks in order, so the pipeline draws what `rollout.denoise`
-draws.
+One tick is one program on every device of a mesh (live_avatar.md sections 6.7 and 12): each stage runs its steps on a
+block against its own memories and hands the block on. Only a flight moves: latents, the tokens of its sound, and where
+it stands. Block g is at stage k in tick g + k; stages see blocks in order, so the pipeline draws what
+`rollout.denoise` draws. The ring of stages is closed: a block that is done comes home to the first stage, where the
+sound comes from and the viewers are, in the same transfer.
+
+A mesh may also split over streams (`data`): every row of it is a pipeline of its own, and each device holds the
+`slots` of its row, streams side by side that know nothing of each other.
 
 Stages that have no block yet run on zeros; what they write lies where nothing has been filled, and is overwritten.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -22,10 +26,10 @@ from avatar_jax.core import axes, check
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
 from avatar_jax.stream import rollout
-from avatar_jax.stream.state import BlockInput, Flight
+from avatar_jax.stream.state import BlockInput, Flight, Scene
 
-STAGE = "stage"
-_LOCAL, _EVERYWHERE = PartitionSpec(STAGE), PartitionSpec()
+DATA, STAGE = "data", "stage"
+_EVERYWHERE = PartitionSpec()
 
 
 @flax.struct.dataclass
@@ -33,8 +37,17 @@ class PipelineState:
     """What a tick reads and replaces; every leaf has a leading axis of stages, each stage holding its own entry."""
 
     memories: tuple[Any, ...]  # one a step of the stage
-    flight: Flight  # the block that the stage has just worked on
+    flight: Flight  # the block that the stage works on next; the first stage's has been drawn
     cross: Any  # the prompt that its block follows
+
+
+def make_mesh(devices: Sequence[Any], *, stages: int, data: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of data rows, each of stages, each of tensor devices that are neighbours.
+
+    Raises:
+      ValueError: as `axes.make_mesh`.
+    """
+    return axes.make_mesh(devices, {DATA: data, STAGE: stages, axes.TENSOR: tensor})
 
 
 def pack(tree: Any) -> jax.Array:
@@ -67,37 +80,47 @@ def _held(tree: Any) -> Any:
 def _tick(
     p: dict, state: PipelineState, entering: BlockInput, *, stages: int, cfg: Config
 ) -> tuple[PipelineState, jax.Array]:
-    """One tick as one stage sees it. Returns its new state, and the latents it is done with, [1, B, F, h, w, C]."""
+    """One tick as one stage sees it. Returns its new state, and the latents that came to it, [1, B, F, h, w, C]."""
     stage, steps = jax.lax.axis_index(STAGE), check.stages(stages, cfg)
-    flight, cross = rollout.enter(p, entering, cfg=cfg), _own(state.cross)
-    if stages > 1:
-        before = _own(state.flight)
-        moved = jax.lax.ppermute(pack(before), STAGE, [(k, k + 1) for k in range(stages - 1)])
-        flight = jax.tree.map(lambda new, old: jnp.where(stage == 0, new, old), flight, unpack(moved, before))
+    flight, cross = rollout.enter(p, _own(entering), cfg=cfg), _own(state.cross)
+    memories = _own(state.memories)
+    if stages == 1:
+        memories, flight = rollout.draw(p, memories, flight, cross, cfg=cfg)
+        return PipelineState(_held(memories), _held(flight), state.cross), flight.latent[None]
+    flight = jax.tree.map(lambda new, old: jnp.where(stage == 0, new, old), flight, _own(state.flight))
     heard = dit.hear(p, (flight.voice,), cfg=cfg.dit)
-    memories, flight = rollout.advance(p, _own(state.memories), flight, stage * steps, steps, heard, cross, cfg=cfg)
+    memories, flight = rollout.advance(p, memories, flight, stage * steps, steps, heard, cross, cfg=cfg)
+    around = [(k, (k + 1) % stages) for k in range(stages)]
+    flight = unpack(jax.lax.ppermute(pack(flight), STAGE, around), flight)
     return PipelineState(_held(memories), _held(flight), state.cross), flight.latent[None]
 
 
-def _change(state: PipelineState, held: Any, cross: Any, where: jax.Array, *, p: dict) -> PipelineState:
-    """Another scene for the stages in `where`, bool [1]: the condition part of their memories, and their prompt."""
-
-    def new(state: PipelineState) -> PipelineState:
-        return PipelineState(_held(rollout.refill(p, _own(state.memories), held)), state.flight, _held(cross))
-
-    return jax.lax.cond(where[0], new, lambda state: state, state)
+def _rows(cfg: Config) -> tuple[PartitionSpec, PartitionSpec]:
+    """Over which axes the leaves of flights lie, and those of memories, that have layers before streams if stacked."""
+    layers = (None,) if cfg.dit.layer_loop == "scan" else ()
+    return PartitionSpec(STAGE, DATA), PartitionSpec(STAGE, *layers, DATA)
 
 
-def shardings(state: PipelineState, mesh: Mesh) -> PipelineState:
+def _specs(cfg: Config) -> PipelineState:
+    flights, memories = _rows(cfg)
+    return PipelineState(memories, flights, memories)  # type: ignore[arg-type]  # a prefix of the tree
+
+
+def _manual(mesh: Mesh) -> set[str]:
+    """The axes that a tick names: all but a tensor axis that splits; fused kernels want no other left to XLA."""
+    return {name for name, size in mesh.shape.items() if name != axes.TENSOR or size == 1}
+
+
+def shardings(state: PipelineState, mesh: Mesh, cfg: Config) -> PipelineState:
     """Where every leaf of a state lies: its entry on its stage, the heads of keys and values over the tensor axis."""
-    split = axes.TENSOR in mesh.shape
+    flights, memories = _rows(cfg)
 
     def heads(leaf: jax.Array) -> NamedSharding:  # [stages, ..., N, K]
-        spec = PartitionSpec(STAGE, *(None,) * (leaf.ndim - 3), axes.TENSOR) if split else _LOCAL
-        return NamedSharding(mesh, spec)
+        free = (None,) * (leaf.ndim - len(memories) - 2)
+        return axes.over(mesh, *memories, *free, axes.TENSOR)
 
     def whole(leaf: jax.Array) -> NamedSharding:
-        return NamedSharding(mesh, _LOCAL)
+        return axes.over(mesh, *flights)
 
     return PipelineState(
         jax.tree.map(heads, state.memories), jax.tree.map(whole, state.flight), jax.tree.map(heads, state.cross)
@@ -106,86 +129,159 @@ def shardings(state: PipelineState, mesh: Mesh) -> PipelineState:
 
 @functools.lru_cache(maxsize=8)
 def make_tick(cfg: Config, mesh: Mesh):
-    """One tick compiled for a mesh with a stage axis, state donated.
+    """One tick compiled for a mesh of `make_mesh`, state donated.
 
-    Weights are replicated over stages, and sharded over the mesh's other axes as they arrive; the block that enters is
-    the same on every device.
+    Weights are replicated over streams and stages, and sharded over the mesh's tensor axis as they arrive.
 
     Returns:
-      (weights of the transformer, state, entering) -> (state, latents [stages, B, F, h, w, C]); the last stage's
-      latents are those of the block that leaves.
+      (weights of the transformer, state, entering) -> (state, latents [stages, B, F, h, w, C]). Leaves of `entering`
+      have a leading axis of stages, of which the first stage's entry counts; so do the latents, of blocks that are
+      done.
 
     Raises:
       ValueError: as `check.stages`.
     """
-    stages = mesh.shape[STAGE]
+    stages, flights = mesh.shape[STAGE], _rows(cfg)[0]
     check.stages(stages, cfg)
     sharded = jax.shard_map(
         functools.partial(_tick, stages=stages, cfg=cfg),
         mesh=mesh,
-        in_specs=(_EVERYWHERE, _LOCAL, _EVERYWHERE),
-        out_specs=(_LOCAL, _LOCAL),
-        axis_names={STAGE},
+        in_specs=(_EVERYWHERE, _specs(cfg), flights),
+        out_specs=(_specs(cfg), flights),
+        axis_names=_manual(mesh),
         check_vma=False,
     )
 
     def tick(p: dict, state: PipelineState, entering: BlockInput) -> tuple[PipelineState, jax.Array]:
         state, latents = sharded(p, state, entering)
-        return jax.lax.with_sharding_constraint(state, shardings(state, mesh)), latents
+        return jax.lax.with_sharding_constraint(state, shardings(state, mesh, cfg)), latents
 
     return rollout.make_program(tick, "block", donate_argnums=1)
 
 
+def _change(
+    p: dict, state: PipelineState, held: Any, cross: Any, slot: jax.Array, where: jax.Array, *, cfg: Config
+) -> PipelineState:
+    """Another scene for one slot of a stage if `where`, bool [1, 1]: what its memories know of it, and its prompt."""
+    layers = int(cfg.dit.layer_loop == "scan")
+
+    def put(whole: jax.Array, part: jax.Array) -> jax.Array:  # [L, B, ...] and [L, 1, ...], or of one layer
+        at: list[Any] = [0] * whole.ndim
+        at[layers] = slot
+        return jax.lax.dynamic_update_slice(whole, part, at)
+
+    def new(state: PipelineState) -> PipelineState:
+        memories = rollout.refill(p, _own(state.memories), held, slot)
+        return PipelineState(_held(memories), state.flight, _held(jax.tree.map(put, _own(state.cross), cross)))
+
+    return jax.lax.cond(where[0, 0], new, lambda state: state, state)
+
+
 @functools.lru_cache(maxsize=8)
 def make_change(cfg: Config, mesh: Mesh):
-    """Changes the scene of some stages, state donated: (weights, state, held, cross, bool [stages]) -> state.
+    """Changes the scene of a stream at some stages, state donated.
 
-    `held`: from `rollout.prefill`.
+    Returns:
+      (weights, state, held, cross, slot, where) -> state. held: from `rollout.prefill`; slot: of the stream within its
+      row; where: bool [stages, rows].
     """
 
-    def change(p: dict, state: PipelineState, held: Any, cross: Any, where: jax.Array) -> PipelineState:
+    def change(p: dict, state: PipelineState, held: Any, cross: Any, slot: jax.Array, where: Any) -> PipelineState:
         state = jax.shard_map(
-            functools.partial(_change, p=p),
+            functools.partial(_change, cfg=cfg),
             mesh=mesh,
-            in_specs=(_LOCAL, _EVERYWHERE, _EVERYWHERE, _LOCAL),
-            out_specs=_LOCAL,
-            axis_names={STAGE},
+            in_specs=(_EVERYWHERE, _specs(cfg), _EVERYWHERE, _EVERYWHERE, _EVERYWHERE, PartitionSpec(STAGE, DATA)),
+            out_specs=_specs(cfg),
+            axis_names=_manual(mesh),
             check_vma=False,
-        )(state, held, cross, where)
-        return jax.lax.with_sharding_constraint(state, shardings(state, mesh))
+        )(p, state, held, cross, slot, where)
+        return jax.lax.with_sharding_constraint(state, shardings(state, mesh, cfg))
 
     return jax.jit(change, donate_argnums=1)
 
 
-def start(p: dict, memory: Any, cross: Any, entering: BlockInput, *, mesh: Mesh, cfg: Config) -> PipelineState:
-    """The state before tick 0: every stage with the same memory, and no block.
+def abstract(p: dict, scene: Scene, entering: BlockInput, *, mesh: Mesh, cfg: Config) -> PipelineState:
+    """Shapes, dtypes and shardings of a state.
 
     Args:
       p: weights of the transformer.
-      memory: of the scene alone, from `rollout.start`.
-      cross: the prompt, or None.
-      entering: a block of the stream, for its shapes.
-      mesh: with a stage axis.
+      scene: of one stream.
+      entering: as a tick takes it, [stages, streams, ...].
+      mesh: from `make_mesh`.
       cfg: the run.
     """
-    stages = mesh.shape[STAGE]
+    stages, streams = entering.noise.shape[:2]
+    layers = int(cfg.dit.layer_loop == "scan")
 
-    def everywhere(leaf: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(leaf, (stages, *leaf.shape))
+    def wide(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((stages, *leaf.shape[:layers], streams, *leaf.shape[layers + 1 :]), leaf.dtype)
 
-    flight = jax.eval_shape(functools.partial(rollout.enter, cfg=cfg), p, entering)
-    nothing = jax.tree.map(lambda leaf: np.zeros((stages, *leaf.shape), leaf.dtype), flight)
-    memories = tuple(jax.tree.map(everywhere, memory) for _ in range(check.stages(stages, cfg)))
-    state = PipelineState(memories, nothing, jax.tree.map(everywhere, cross))
-    return jax.device_put(state, shardings(state, mesh))
+    def enter(p: dict, block: BlockInput) -> Flight:
+        return rollout.enter(p, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), block), cfg=cfg)
+
+    def memory(p: dict, scene: Scene) -> Any:
+        return rollout.remember(p, rollout.prefill(p, scene, cfg=cfg), cfg=cfg)
+
+    flight = jax.eval_shape(enter, p, entering)
+    flight = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((stages, streams, *leaf.shape[1:]), leaf.dtype), flight)
+    held = jax.tree.map(wide, jax.eval_shape(memory, p, scene))
+    memories = (held,) * min(check.stages(stages, cfg), cfg.stream.memories)
+    state = PipelineState(memories, flight, jax.tree.map(wide, scene.cross))
+    lying = shardings(state, mesh, cfg)
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), state, lying)
+
+
+def make_empty(state: Any):
+    """() -> a state of `abstract` with nothing in it: no scene, no block."""
+    return jax.jit(
+        lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+    )
 
 
 def everywhere(tree: Any, mesh: Mesh) -> Any:
     """A tree on every device of a mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, _EVERYWHERE))
+    return jax.tree.map(lambda leaf: axes.lay(leaf, NamedSharding(mesh, _EVERYWHERE)), tree)
 
 
-def leaving(latents: jax.Array) -> jax.Array:
-    """The last stage's latents [B, F, h, w, C] of a tick's [stages, B, F, h, w, C], where they are: nothing moves."""
-    last = max(latents.addressable_shards, key=lambda shard: (shard.index[0].start or 0, shard.device.id))
-    return last.data[-1]
+@functools.lru_cache(maxsize=8)
+def make_share(mesh: Mesh):
+    """(a tick's latents, stream) -> the stream's [1, F, h, w, C], on every device of the mesh."""
+
+    def share(latents: jax.Array, stream: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(latents[0], stream, 1)
+
+    return jax.jit(share, out_shardings=NamedSharding(mesh, _EVERYWHERE))
+
+
+@functools.lru_cache(maxsize=1)
+def make_row():
+    """Blocks of streams as one, with a leading axis for its stage."""
+    return jax.jit(lambda *blocks: jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[None], *blocks))
+
+
+def enter(rows: list[list[BlockInput]], nothing: BlockInput, mesh: Mesh) -> BlockInput:
+    """What a tick takes, [stages, streams, ...], of the blocks of every row and one without content.
+
+    Only the first stage's entry holds them, so each process lays down the blocks of the rows that begin on it.
+    """
+    where, parts = axes.over(mesh, STAGE, DATA), []
+    empty = jax.tree.map(lambda leaf: np.zeros((1, len(rows[0]) * len(leaf), *leaf.shape[1:]), leaf.dtype), nothing)
+    for row, stage in np.ndindex(mesh.devices.shape[:2]):
+        for device in mesh.devices[row, stage]:
+            if device.process_index == jax.process_index():
+                blocks = empty if stage else make_row()(*jax.device_put(rows[row], device))
+                parts.append(jax.device_put(blocks, device))
+
+    def whole(*leaves: jax.Array) -> jax.Array:
+        _, streams, *rest = leaves[0].shape
+        shape = (mesh.shape[STAGE], mesh.shape[DATA] * streams, *rest)
+        return jax.make_array_from_single_device_arrays(shape, where, list(leaves))
+
+    return jax.tree.map(whole, *parts)
+
+
+def at_home(latents: jax.Array, mesh: Mesh) -> list[jax.Array | None]:
+    """Every row's part [1, B, F, h, w, C] of a tick's latents, where blocks come home; None on another process."""
+    parts = {shard.device: shard.data for shard in latents.addressable_shards}
+    return [parts.get(device) for device in mesh.devices[:, 0, 0]]

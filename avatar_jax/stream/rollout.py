@@ -60,6 +60,20 @@ def prefill(p: dict, scene: Scene, *, cfg: Config) -> Any:
     )
 
 
+def remember(p: dict, held: Any, *, cfg: Config) -> Any:
+    """A memory with nothing but a scene in it. p: weights of the transformer; held: from `prefill`."""
+    slots = cfg.stream.window_blocks * cfg.stream.block_latents * cfg.tokens_per_frame
+    return kv.each(p["blocks"], lambda keys_values: kv.empty(*keys_values, slots=slots), held)
+
+
+def warm(p: dict, still: jax.Array, *, cfg: Config) -> vae.Tail:
+    """A decoder that has seen a portrait stand still. p: weights of the VAE; still: [B, n, h, w, C]."""
+    _, tail = vae.decode_first(p, still[:, :1], cfg=cfg.vae)
+    if cfg.stream.warm_latents > 1:
+        _, tail = vae.decode_step(p, tail, still[:, 1 : cfg.stream.warm_latents], cfg=cfg.vae)
+    return tail
+
+
 def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
     """The state before block 0: memories with nothing but the scene in them, and a decoder that has seen it.
 
@@ -68,21 +82,19 @@ def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
       scene: from `view`.
       cfg: the run.
     """
-    held = prefill(weights.dit, scene, cfg=cfg)
-    slots = cfg.stream.window_blocks * cfg.stream.block_latents * cfg.tokens_per_frame
-    memory = kv.each(weights.dit["blocks"], lambda keys_values: kv.empty(*keys_values, slots=slots), held)
-    _, tail = vae.decode_first(weights.vae, scene.still[:, :1], cfg=cfg.vae)
-    if cfg.stream.warm_latents > 1:
-        _, tail = vae.decode_step(weights.vae, tail, scene.still[:, 1 : cfg.stream.warm_latents], cfg=cfg.vae)
-    memories = cfg.stream.steps if cfg.stream.history == "timestep" else 1
-    return StreamState(tuple(jax.tree.map(jnp.copy, memory) for _ in range(memories)), tail)
+    memory = remember(weights.dit, prefill(weights.dit, scene, cfg=cfg), cfg=cfg)
+    memories = tuple(jax.tree.map(jnp.copy, memory) for _ in range(cfg.stream.memories))
+    return StreamState(memories, warm(weights.vae, scene.still, cfg=cfg))
 
 
-def refill(p: dict, caches: tuple[Any, ...], held: Any) -> tuple[Any, ...]:
-    """Memories with another scene in them, their rings as they are (section 6.5). held: from `prefill`."""
+def refill(p: dict, caches: tuple[Any, ...], held: Any, stream: int | jax.Array = 0) -> tuple[Any, ...]:
+    """Memories with another scene in them from `stream` on, their rings as they are (section 6.5).
+
+    held: from `prefill`.
+    """
 
     def fill(layer: kv.KVCache, keys_values: Any) -> kv.KVCache:
-        return kv.refill(layer, *keys_values)
+        return kv.refill(layer, *keys_values, stream=stream)
 
     return tuple(kv.each(p["blocks"], fill, cache, held) for cache in caches)
 
@@ -122,7 +134,7 @@ def call(
       the memory with the block in it, and the velocity, float32.
     """
     place = flight.place
-    ahead = Phase(*(jnp.asarray(side)[number] for side in place.reference_time))
+    ahead = Phase(*(jnp.asarray(side)[:, number] for side in place.reference_time))
     return dit.apply_block(
         p,
         memory,
@@ -177,23 +189,30 @@ def advance(
     return tuple(new), flight
 
 
-def denoise(
-    p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, cfg: Config
-) -> tuple[tuple[Any, ...], jax.Array]:
+def draw(
+    p: dict, caches: tuple[Any, ...], flight: Flight, cross: Any = None, *, cfg: Config
+) -> tuple[tuple[Any, ...], Flight]:
     """Draws one block: noise to latents through `cfg.stream.steps` Euler steps.
 
     With "timestep" history step k reads and writes memory k, whose keys are all at step k's noise level; with
     "clean" history the steps overwrite the block's slot of the one memory and a last pass at t = 0 leaves clean keys.
 
     Returns:
-      the memories with this block committed, and its latents [B, F, h, w, C].
+      the memories with this block committed, and the block at its end.
     """
-    flight, steps = enter(p, block, cfg=cfg), cfg.stream.steps
-    heard = dit.hear(p, (flight.voice,), cfg=cfg.dit)
+    heard, steps = dit.hear(p, (flight.voice,), cfg=cfg.dit), cfg.stream.steps
     memories, flight = advance(p, caches, flight, 0, steps, heard, cross, cfg=cfg)
     if cfg.stream.history == "clean":
         clean = dit.level(p, np.float32(0.0), cfg=cfg.dit)
         memories = (call(p, memories[0], flight, clean, steps, heard, cross, cfg=cfg)[0],)
+    return memories, flight
+
+
+def denoise(
+    p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, cfg: Config
+) -> tuple[tuple[Any, ...], jax.Array]:
+    """`draw` of a block that enters: its memories, and its latents [B, F, h, w, C]."""
+    memories, flight = draw(p, caches, enter(p, block, cfg=cfg), cross, cfg=cfg)
     return memories, flight.latent
 
 
@@ -219,6 +238,12 @@ def make_view(cfg: Config):
 def make_start(cfg: Config):
     """`start` compiled for `cfg`, once for all avatars: (weights, scene) -> state."""
     return make_program(functools.partial(start, cfg=cfg), "decode")
+
+
+@functools.lru_cache(maxsize=8)
+def make_warm(cfg: Config):
+    """`warm` compiled for `cfg`: (weights of the VAE, still latents) -> tail."""
+    return make_program(functools.partial(warm, cfg=cfg), "decode")
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,22 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avatar_jax.core import axes
 from avatar_jax.core import config as configs
 from avatar_jax.io import checkpoint
 from avatar_jax.models import dit, vae
-from avatar_jax.stream import chain, clock, engine, hear, pipeline, prompt, rollout
-from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
+from avatar_jax.stream import chain, clock, engine, hear, pipeline, pool, prompt, rollout
+from avatar_jax.stream.state import BlockInput, Scene, Weights
 
 Blocks = list[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Avatar:
-    """A portrait ready to speak: its scene, and what listens and draws for every session of it."""
+    """A portrait ready to speak: what listens and draws for every session of it."""
 
     cfg: configs.Config
-    scene: Scene
     hearing: hear.Hearing
     engine: engine.Engines
 
@@ -45,33 +43,33 @@ def load_hearing(cfg: configs.Config, folder: pathlib.Path) -> hear.Hearing:
     return hear.make_hearing(cfg, jax.tree.map(jnp.asarray, checkpoint.load(folder, "wav2vec", cfg.sound)))
 
 
-def devices_of(cfg: configs.Config) -> list[Any]:
-    """The devices that a session of `cfg` runs on; a chain takes one more for the decoder, where there is one.
+def devices_of(cfg: configs.Config) -> tuple[list[Any], list[Any]]:
+    """The devices that denoise for `cfg`, and those that decode, one a row: spare ones, where there are any.
 
     Raises:
-      ValueError: fewer devices than stages x tensor.
+      ValueError: fewer devices than data x stages x tensor.
     """
     mesh, found = cfg.mesh, jax.devices()
-    wanted = mesh.stages * mesh.tensor
-    if wanted > len(found):
-        shape = f"config.mesh: {mesh.stages} stages x {mesh.tensor} need {wanted} devices"
-        raise ValueError(f"{shape}, {len(found)} {found[0].platform} found; lower config.mesh.stages or .tensor")
-    spare = found[wanted : wanted + 1] or found[wanted - 1 : wanted]
-    return found[:wanted] + (spare if mesh.driver == "chain" else [])
+    if mesh.devices > len(found):
+        shape = f"config.mesh: {mesh.data} data x {mesh.stages} stages x {mesh.tensor} need {mesh.devices} devices"
+        raise ValueError(f"{shape}, {len(found)} {found[0].platform} found; lower one of config.mesh")
+    drawing, spare = found[: mesh.devices], found[mesh.devices :]
+    homes = drawing[:: mesh.stages * mesh.tensor]
+    near = [[device for device in spare if device.process_index == home.process_index] for home in homes]
+    return drawing, [mine[row % len(mine)] if mine else homes[row] for row, mine in enumerate(near)]
 
 
-def make_engines(
-    weights: Weights, scene: Scene, begin: StreamState, devices: list[Any], cfg: configs.Config
-) -> engine.Engines:
-    """What draws for every session, as `cfg.mesh` says."""
-    shape = cfg.mesh
-    if shape.stages * shape.tensor == 1:
-        return functools.partial(engine.Sequential, weights, scene, begin, cfg)
-    if shape.driver == "chain":
-        return functools.partial(chain.Chained, weights, scene, begin, devices, cfg)
-    split = {axes.TENSOR: shape.tensor} if shape.tensor > 1 else {}
-    mesh = axes.make_mesh(devices, {pipeline.STAGE: shape.stages, **split})
-    return functools.partial(engine.Pipelined, engine.place(weights, mesh, cfg), scene, begin, mesh, cfg)
+def make_engines(weights: Weights, scene: Scene, cfg: configs.Config) -> engine.Engines:
+    """What draws for every session of a scene, as `cfg.mesh` says."""
+    devices, decoders = devices_of(cfg)
+    if cfg.mesh.devices == cfg.mesh.streams == 1:
+        return functools.partial(engine.Sequential, weights, scene, rollout.make_start(cfg)(weights, scene), cfg)
+    if cfg.mesh.driver == "chain":
+        begin = rollout.make_start(cfg)(weights, scene)
+        return functools.partial(chain.Chained, weights, scene, begin, [*devices, *decoders], cfg)
+    mesh = pipeline.make_mesh(devices, stages=cfg.mesh.stages, data=cfg.mesh.data, tensor=cfg.mesh.tensor)
+    seats = pool.Pool(engine.place(weights, mesh, cfg), mesh, decoders, cfg)
+    return functools.partial(seats.join, seats.act(scene))
 
 
 def make_avatar(
@@ -96,12 +94,10 @@ def make_avatar(
     wanted = (cfg.video.height, cfg.video.width, 3)
     if portrait.shape != wanted:
         raise ValueError(f"portrait of shape {portrait.shape}: must be {wanted}")
-    devices = devices_of(cfg)
     scene = rollout.make_view(cfg)(weights.vae, vae.from_uint8(portrait)[None, None])
     if text is not None:
         scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
-    begin = rollout.make_start(cfg)(weights, scene)
-    avatar = Avatar(cfg, scene, hearing or hear.make_hearing(cfg), make_engines(weights, scene, begin, devices, cfg))
+    avatar = Avatar(cfg, hearing or hear.make_hearing(cfg), make_engines(weights, scene, cfg))
     warm_up = Session(avatar)
     warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
     warm_up.finish()
@@ -112,12 +108,10 @@ class Session:
     """One stream of one avatar. Feed sound of any length; blocks come out as soon as their sound is heard."""
 
     def __init__(self, avatar: Avatar):
-        self._cfg, self._scene = avatar.cfg, avatar.scene
-        self._ear, self._engine = avatar.hearing(), avatar.engine()
+        self._cfg, self._ear, self._engine = avatar.cfg, avatar.hearing(), avatar.engine()
         self._context: np.ndarray | None = None
         self._blocks, self._samples = 0, 0
         self._key = jax.random.key(self._cfg.stream.seed)
-        self._first: Any = None  # latent of the stream's first frame, while the scene waits for it
 
     @property
     def samples(self) -> int:
@@ -139,7 +133,12 @@ class Session:
         over = self._blocks * self._cfg.block_frames - clock.frames_of(self._samples, self._cfg)
         if blocks and over > 0:
             blocks[-1] = blocks[-1][:-over]
+        self.close()
         return blocks
+
+    def close(self) -> None:
+        """Ends the stream at once, without what is left; `finish` ends with it."""
+        self._engine.close()
 
     def _heard(self, features: np.ndarray) -> np.ndarray:
         """A block's features behind their left context, [context + T, layers, width]."""
@@ -153,31 +152,21 @@ class Session:
 
     def _input(self, features: np.ndarray) -> BlockInput:
         cfg = self._cfg
-        slots, filled = clock.place(self._blocks, cfg)
         shape = (1, cfg.stream.block_latents, *cfg.latent_size, cfg.vae.latent_channels)
         return BlockInput(
             features=jnp.asarray(self._heard(features))[None],
             noise=jax.random.normal(jax.random.fold_in(self._key, self._blocks), shape),
-            place=Place(*clock.phases(self._blocks, cfg), jnp.asarray(slots), jnp.asarray(filled)),
+            place=clock.place(self._blocks, cfg),
         )
 
     def _draw(self, heard: hear.Features) -> Blocks:
         blocks = []
         for features in heard:
-            drawn = self._engine.feed(self._input(features))
+            blocks += self._show(self._engine.feed(self._input(features)))
             self._blocks += 1
-            self._adapt(drawn)
-            blocks += self._show(drawn)
+            if self._blocks == self._cfg.stream.adapt_blocks:  # the adaptive sink (live_avatar.md section 6.5)
+                self._engine.adapt()
         return blocks
 
-    def _adapt(self, drawn: list[engine.Drawn]) -> None:
-        """The adaptive sink: the stream's own first latent becomes the reference (live_avatar.md section 6.5)."""
-        after = self._cfg.stream.adapt_blocks
-        if after and self._first is None and drawn:
-            self._first = drawn[0].latent[:, :1]
-        if self._blocks == after:
-            self._scene = dataclasses.replace(self._scene, reference=self._first)
-            self._engine.show(self._scene)
-
     def _show(self, drawn: list[engine.Drawn]) -> Blocks:
-        return [np.asarray(block.frames[0]) for block in drawn]
+        return [np.asarray(block.frames[0]) for block in drawn if block.frames is not None]

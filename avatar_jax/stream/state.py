@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 
 from avatar_jax.models.audio import Voice
 from avatar_jax.models.vae import Tail
@@ -33,12 +34,12 @@ class StreamState:
 
 @flax.struct.dataclass
 class Place:
-    """Where a block stands in its stream and in the ring."""
+    """Where a block stands in its stream and in the ring; every stream of a batch in its own place."""
 
-    time: Phase  # of its latent frames, [F, K_time]
-    reference_time: Phase  # of the reference in each network call, [calls, 1, K_time]
-    slots: jax.Array  # int32 [1], ring slot of this block
-    filled: jax.Array  # int32 [], ring tokens that hold something, this block included
+    time: Phase  # of its latent frames, [B, F, K_time]
+    reference_time: Phase  # of the reference in each network call, [B, calls, 1, K_time]
+    slots: jax.Array | np.ndarray  # int32 [B, 1], ring slot of this block
+    filled: jax.Array | np.ndarray  # int32 [B], ring tokens that hold something, this block included
 
 
 @flax.struct.dataclass

@@ -201,7 +201,7 @@ def block(cfg: DitConfig, size: Size, place: Place) -> Program:
         dit.Level(place(1, 1, cfg.width, dtype="float32"), place(1, 1, 6, cfg.width, dtype="float32")),
         _phase(cfg, place, size.block),
         _phase(cfg, place, held),
-        place(1, dtype="int32"),
+        place(1, 1, dtype="int32"),
         _heard(cfg, place, size.block_latents) if cfg.audio_width else (),
         text(cfg, place),
     )

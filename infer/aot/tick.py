@@ -1,17 +1,15 @@
 """One tick of the pipeline as an abstract program: what every stage of a mesh runs at once."""
 
-import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from avatar_jax.core import axes, check
+from avatar_jax.core import check
 from avatar_jax.core.config import Config, DitConfig, sized
 from avatar_jax.models import dit
 from avatar_jax.nn import kv, rope
 from avatar_jax.stream import pipeline, rollout
-from avatar_jax.stream.state import BlockInput, Place
+from avatar_jax.stream.state import BlockInput, Place, Scene
 from infer import door
 from infer.aot import counts, programs
 
@@ -36,19 +34,12 @@ def _entering(cfg: Config, size: programs.Size, place: programs.Place) -> BlockI
         features=place(1, heard, cfg.dit.audio_layers, cfg.dit.audio_width, dtype="float32"),
         noise=place(1, size.block_latents, *size.latent, cfg.dit.latent_channels, dtype="float32"),
         place=Place(
-            phase(size.block_latents), phase(cfg.stream.calls, 1), place(1, dtype="int32"), place(dtype="int32")
+            phase(1, size.block_latents),
+            phase(1, cfg.stream.calls, 1),
+            place(1, 1, dtype="int32"),
+            place(1, dtype="int32"),
         ),
     )
-
-
-def _a_stage(place: programs.Place, stages: int, tree: Any, split: bool) -> Any:
-    """A leading axis of stages; split: of keys and values, whose heads lie over the tensor axis."""
-
-    def leaf(leaf: Any) -> Any:
-        inner = (None,) * (len(leaf.shape) - 2) + (axes.TENSOR,) if split else ()
-        return place(stages, *leaf.shape, dtype=leaf.dtype, over=(pipeline.STAGE, *inner))
-
-    return jax.tree.map(leaf, tree)
 
 
 def tick(transformer: DitConfig, size: programs.Size, place: programs.Place) -> programs.Program:
@@ -79,11 +70,9 @@ def tick(transformer: DitConfig, size: programs.Size, place: programs.Place) -> 
 
         args = (p, (memory,) * steps, entering, cross)
         return programs.Program("tick", stage, args, flops, transformer.layers, None, *about)
-    flight = jax.eval_shape(functools.partial(rollout.enter, cfg=cfg), p, entering)
-    state = pipeline.PipelineState(
-        tuple(_a_stage(place, stages, memory, True) for _ in range(steps)),
-        _a_stage(place, stages, flight, False),
-        _a_stage(place, stages, cross, True),
-    )
+    entering = jax.tree.map(lambda leaf: place(stages, *leaf.shape, dtype=leaf.dtype, over=(pipeline.STAGE,)), entering)
+    latent = (*size.latent, transformer.latent_channels)
+    scene = Scene(whole(1, 1, *latent), whole(1, max(1, transformer.motion_latents), *latent), cross)
+    state = pipeline.abstract(p, scene, entering, mesh=mesh, cfg=cfg)
     run = pipeline.make_tick(cfg, mesh)
     return programs.Program("tick", run, (p, state, entering), flops, transformer.layers, 1, *about)

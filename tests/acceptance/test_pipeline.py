@@ -6,7 +6,6 @@ import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,12 +13,15 @@ from avatar_jax.core import check
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
 from avatar_jax.stream import chain, clock, engine, pipeline, rollout, session
-from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
 from configs import tiny
 from infer import door
 from tests.acceptance import absent, report
+from tests.stream import test_pipeline as small
 from tests.stream import test_published as published
-from tests.stream.test_pipeline import mesh_of
+from tests.stream.test_pipeline import lowered, mesh_of, seat_of
+from tests.stream.test_pool import Stream, make_mesh, pool_of, visit, with_seats
+from tests.stream.test_session import weights_of
 
 row = functools.partial(report.row, "pipeline")
 BLOCKS, ADAPTED, PROMPTED = 40, 8, 20
@@ -59,30 +61,28 @@ def block_of(number: int, cfg: Config) -> BlockInput:
     return BlockInput(
         features=jax.random.normal(sound, heard),
         noise=jax.random.normal(noise, (1, cfg.stream.block_latents, *cfg.latent_size, cfg.dit.latent_channels)),
-        place=Place(*clock.phases(number, cfg), *map(jnp.asarray, clock.place(number, cfg))),
+        place=clock.place(number, cfg),
     )
 
 
-def play(drawer: engine.Engine, scene: Scene, other: Scene, cfg: Config) -> tuple[np.ndarray, list[int]]:
-    """All latents, with an adapted reference and another prompt on the way; and how many blocks each feed gave."""
-    drawn, counts, first = [], [], None
+def play(drawer: engine.Engine, other: Scene, cfg: Config) -> tuple[np.ndarray, list[int]]:
+    """All latents, with an adapted reference and another scene on the way; and how many blocks each feed gave."""
+    drawn, counts = [], []
     for number in range(BLOCKS):
         if number == ADAPTED:
-            scene = dataclasses.replace(scene, reference=first)
-            drawer.show(scene)
+            drawer.adapt()
         if number == PROMPTED:
-            drawer.show(dataclasses.replace(scene, cross=other.cross))
+            drawer.show(other)
         new = [block.latent for block in drawer.feed(block_of(number, cfg))]
-        first, drawn, counts = (new[0][:, :1] if first is None and new else first), drawn + new, [*counts, len(new)]
+        drawn, counts = drawn + new, [*counts, len(new)]
     drawn += [block.latent for block in drawer.drain()]
     return np.stack([np.asarray(latent) for latent in drawn]), counts
 
 
 def drawers(weights: Weights, scene: Scene, state: StreamState, stages: int, cfg: Config) -> dict[str, engine.Engine]:
-    mesh = mesh_of(stage=stages)
     devices = jax.devices()[:stages]
     return {
-        "tick": engine.Pipelined(engine.place(weights, mesh, cfg), scene, state, mesh, cfg),
+        "tick": seat_of(weights, scene, mesh_of(stages=stages), cfg),
         "chain": chain.Chained(weights, scene, state, [*devices, devices[-1]], cfg),
     }
 
@@ -94,11 +94,11 @@ def test_pipeline_equals_sequential(name: str, made):
         cfg, weights = made(steps)
         scene, state = begin(weights, cfg)
         other = dataclasses.replace(scene, cross=prompt_of(weights.dit, cfg, 5))
-        expected, _ = play(engine.Sequential(weights, scene, state, cfg), scene, other, cfg)
+        expected, _ = play(engine.Sequential(weights, scene, state, cfg), other, cfg)
         assert len(expected) == BLOCKS and np.isfinite(expected).all()
         for stages in meshes:
             for kind, drawer in drawers(weights, scene, state, stages, cfg).items():
-                found, _ = play(drawer, scene, other, cfg)
+                found, _ = play(drawer, other, cfg)
                 worst[f"{kind} of {stages}"] = float(np.abs(found - expected).max() / np.abs(expected).max())
     figure = ", ".join(f"{case} {error:.1e}" for case, error in worst.items())
     bar = "bit-equal, or 1e-6 where a reduction order differs"
@@ -108,20 +108,18 @@ def test_pipeline_equals_sequential(name: str, made):
 
 def test_one_tick_is_one_transfer():
     cfg, weights = tiny_run(4)
-    mesh = mesh_of(stage=4)
-    placed, entering = engine.place(weights, mesh, cfg), block_of(0, cfg)
-    scene, state = begin(weights, cfg)
-    first = pipeline.start(placed.dit, state.caches[0], None, entering, mesh=mesh, cfg=cfg)
-    program = pipeline.make_tick(cfg, mesh).lower(placed.dit, first, entering).compile()
+    mesh = mesh_of(stages=4)
+    scene, _ = begin(weights, cfg)
+    program, first = lowered(weights, scene, mesh, cfg)
     text, memory = program.as_text() or "", program.memory_analysis()
     kinds = r" (collective-permute|all-gather|all-reduce|all-to-all|reduce-scatter|conditional)\("
     found = collections.Counter(re.findall(kinds, text))
     moved = re.search(r"u8\[(\d+)\]\S* collective-permute\(", text)
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(first)) // 4
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(first)) // 4
     aliased = memory.alias_size_in_bytes if memory else 0
-    drawer = engine.Pipelined(placed, scene, state, mesh, cfg)
-    for _ in range(1000):
-        drawer.feed(entering)
+    drawer = seat_of(weights, scene, mesh, cfg)
+    for number in range(1000):
+        drawer.feed(block_of(number, cfg))
     traces = pipeline.make_tick(cfg, mesh)._cache_size()  # type: ignore[attr-defined]
     figure = (
         f"{dict(found)}, {moved and moved[1]} bytes; {aliased} of {held} bytes aliased; {traces} trace, 1,000 ticks"
@@ -138,12 +136,11 @@ def test_a_changed_scene_misses_no_tick():
     scene, state = begin(weights, cfg)
     drawn = {}
     for kind, drawer in drawers(weights, scene, state, 4, cfg).items():
-        counts, first = [], None
+        counts = []
         for number in range(8):
             if number == cfg.stream.adapt_blocks:
-                drawer.show(dataclasses.replace(scene, reference=first))
-            new = drawer.feed(block_of(number, cfg))
-            first, counts = (new[0].latent[:, :1] if first is None and new else first), [*counts, len(new)]
+                drawer.adapt()
+            counts.append(len(drawer.feed(block_of(number, cfg))))
         drawn[kind] = counts
     figure = "; ".join(f"{kind}: blocks out at each tick {counts}" for kind, counts in drawn.items())
     met = all(counts == [0, 0, 0, 1, 1, 1, 1, 1] for counts in drawn.values())
@@ -157,3 +154,24 @@ def test_compile_for_absent_devices(name: str, devices: int, tmp_path):
     figure = "; ".join(f"{gate}: {figure}" for gate, (figure, _) in found["gates"].items())
     what = f"a tick of 14B on 4 stages x {devices} {name}"
     assert row(what, figure, "fits; one transfer between stages, of the latents and what rides with them", held)
+
+
+def test_sixteen_streams_over_500_ticks():
+    """Two rows of two stages, eight seats; sixteen streams come, pause, change their scene and go, some in mid-block."""
+    cfg = with_seats(small.run(4, adapt_blocks=4), 8, stages=2, data=2)
+    weights, rng = weights_of(cfg), np.random.default_rng(0)
+    scenes = [small.begin(weights, cfg, seed)[0] for seed in range(32)]
+    people = [
+        Stream(number, scenes[number], scenes[16 + number], int(rng.integers(20, 90)), number % 5 == 4)
+        for number in range(16)
+    ]
+    most = visit(pool_of(weights, cfg), people, cfg, 500, 1)
+    worst, blocks = 0.0, 0
+    for person in people:
+        expected = np.stack(person.alone(weights, cfg))
+        worst = max(worst, float(np.abs(np.stack(person.drawn) - expected).max() / np.abs(expected).max()))
+        blocks += len(expected)
+    traces = pipeline.make_tick(cfg, make_mesh(cfg))._cache_size()  # type: ignore[attr-defined]
+    figure = f"{worst:.1e} over {blocks} blocks, at most {most} at once on 8 seats, {traces} trace"
+    bar = "each equals its solo run (1e-6 where a reduction order differs)"
+    assert row("16 streams joining and leaving at random over 500 ticks", figure, bar, worst <= 1e-6 and traces == 1)

@@ -12,6 +12,7 @@ from avatar_jax.core.config import DitConfig
 from avatar_jax.io.convert import wan, wan_vae
 from avatar_jax.io.convert.published import Tensors
 from avatar_jax.nn import rope
+from avatar_jax.stream import pipeline
 from infer import compile as command
 from infer.aot import counts, hlo, measure, programs, targets, tick
 
@@ -122,12 +123,12 @@ def test_small_programs_compile(name: str, layer_loop: str, devices: int):
     assert command.markdown([report]).count("\n") == 3
 
 
-@pytest.mark.parametrize("shape", [{"stage": 4}, {"stage": 2, "tensor": 2}])
+@pytest.mark.parametrize("shape", [{"stages": 4}, {"stages": 2, "tensor": 2}])
 @pytest.mark.parametrize("layer_loop", ["unroll", "scan"])
 def test_a_small_tick_compiles(layer_loop: str, shape: dict[str, int]):
     """Latents, the tokens of their sound and where they stand move, once; memories and prompts stay where they are."""
     target, cfg = targets.TARGETS["cpu"], small(layer_loop)
-    mesh = axes.make_mesh(targets.devices(target, 4), shape)
+    mesh = pipeline.make_mesh(targets.devices(target, 4), **shape)
     program = tick.tick(cfg, SIZE, programs.Place(mesh, "float32"))
     report = measure.measure(program, target, mesh, model="small", injectors=2, flops_lowered=program.flops)
     sent = SIZE.block_latents * (SIZE.latent[0] * SIZE.latent[1] * 16 + (cfg.audio_tokens + 2) * cfg.width)

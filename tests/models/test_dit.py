@@ -82,12 +82,12 @@ def streamed(p: dict, given: dict, cfg: Config, first: int = 0, *, full: bool = 
         frames = slice(block * length, (block + 1) * length)
         heard = given["features"][:, 4 * frames.start : cfg.stream.audio_context + 4 * frames.stop]
         phase, ahead = _phases(first + block, cfg)
-        slots, filled = clock.place(block, cfg)
-        count = None if full and block + 1 >= cfg.stream.window_blocks else jnp.asarray(filled)
+        place = clock.place(block, cfg)
+        count = None if full and block + 1 >= cfg.stream.window_blocks else jnp.asarray(place.filled)
         cache, v = dit.apply_block(
             p, cache, given["latent"][:, frames], dit.level(p, given["sigma"][0, frames.start], cfg=cfg.dit),
             heard=dit.hear(p, (_voice(p, heard, cfg),), cfg=cfg.dit),
-            phase=phase, reference_phase=ahead, slots=jnp.asarray(slots), filled=count, cfg=cfg.dit,
+            phase=phase, reference_phase=ahead, slots=jnp.asarray(place.slots), filled=count, cfg=cfg.dit,
         )  # fmt: skip
         out.append(v)
     return jnp.concatenate(out, 1)

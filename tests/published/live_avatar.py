@@ -81,7 +81,7 @@ class Stream:
             dit.level(self.p, np.float32(t) / np.float32(dit.TIMESTEPS), cfg=self.cfg),
             phase=phase_of(start + np.arange(frames), latent, self.cfg),
             reference_phase=rope.join(ahead, self.motion_at),
-            slots=np.array([block % self.window], np.int32),
+            slots=np.array([[block % self.window]], np.int32),
             filled=np.int32(min((block if filled is None else filled) + 1, self.window) * tokens),
             heard=dit.hear(self.p, voices, cfg=self.cfg),
             cross=self.cross,

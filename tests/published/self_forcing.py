@@ -114,7 +114,7 @@ class Memory:
             dit.level(p, np.float32(t) / THOUSAND, cfg=self.cfg),
             phase=phase_of(times, x, self.cfg),
             reference_phase=Phase(nobody, nobody),
-            slots=kv.places(times, self.capacity, self.sink),
+            slots=kv.places(times, self.capacity, self.sink)[None],
             filled=np.int32(min(int(times[-1]) + 1, self.capacity) * self.tokens),
             cross=self.cross,
         )

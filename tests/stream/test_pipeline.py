@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 
-from avatar_jax.core import axes, check, quant
+from avatar_jax.core import check, quant
 from avatar_jax.core.check import validate
-from avatar_jax.core.config import TrainingConfig
+from avatar_jax.core.config import Config, TrainingConfig
 from avatar_jax.models import dit
-from avatar_jax.stream import chain, clock, engine, pipeline, rollout
+from avatar_jax.stream import chain, clock, engine, pipeline, pool, rollout
 from avatar_jax.stream.engine import Drawn
-from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
 from tests.stream.test_session import small, weights_of
 
 BLOCKS = 9  # the ring of 3 wraps twice
@@ -29,15 +30,29 @@ def run(steps: int = 4, **stream: object) -> TrainingConfig:
 
 
 def mesh_of(**shape: int):
-    return axes.make_mesh(jax.devices()[: int(np.prod(list(shape.values())))], shape)
+    return pipeline.make_mesh(jax.devices()[: int(np.prod(list(shape.values())))], **shape)
 
 
-def block_of(number: int, cfg: TrainingConfig) -> BlockInput:
+def seat_of(weights: Weights, scene: Scene, mesh: Mesh, cfg: Config) -> pool.Seat:
+    """One stream alone on a mesh."""
+    seats = pool.Pool(engine.place(weights, mesh, cfg), mesh, list(mesh.devices[:, -1, -1]), cfg)
+    return seats.join(seats.act(scene))
+
+
+def lowered(weights: Weights, scene: Scene, mesh: Mesh, cfg: Config):
+    """A tick of one stream, compiled; and its state."""
+    entering = pipeline.enter([[block_of(0, cfg)]], block_of(0, cfg), mesh)
+    p = engine.place(weights, mesh, cfg).dit
+    state = pipeline.abstract(p, scene, entering, mesh=mesh, cfg=cfg)
+    return pipeline.make_tick(cfg, mesh).lower(p, state, entering).compile(), state
+
+
+def block_of(number: int, cfg: Config) -> BlockInput:
     noise, sound = (jax.random.fold_in(jax.random.key(kind), number) for kind in (1, 2))
     return BlockInput(
         features=jax.random.normal(sound, (1, 17, 1, cfg.dit.audio_width)),
         noise=jax.random.normal(noise, (1, 3, *cfg.latent_size, 16)),
-        place=Place(*clock.phases(number, cfg), *map(jnp.asarray, clock.place(number, cfg))),
+        place=clock.place(number, cfg),
     )
 
 
@@ -64,11 +79,11 @@ def play(drawer: engine.Engine, cfg: TrainingConfig, later: dict[int, Scene]) ->
 def test_pipeline_equals_sequential(steps: int, stages: int, layer_loop: str):
     cfg = run(steps)
     cfg = dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, layer_loop=layer_loop))
-    weights, mesh = weights_of(cfg), mesh_of(stage=stages)
+    weights, mesh = weights_of(cfg), mesh_of(stages=stages)
     scene, state = begin(weights, cfg)
     later = {4: begin(weights, cfg, 7)[0], 5: begin(weights, cfg, 8)[0]}
     expected = play(engine.Sequential(weights, scene, state, cfg), cfg, later)
-    found = play(engine.Pipelined(engine.place(weights, mesh, cfg), scene, state, mesh, cfg), cfg, later)
+    found = play(seat_of(weights, scene, mesh, cfg), cfg, later)
     assert np.abs(expected[-1]).mean() > 0.1
     for number, (one, two) in enumerate(zip(expected, found, strict=True)):
         np.testing.assert_allclose(two, one, atol=1e-6, err_msg=f"block {number}")
@@ -93,10 +108,10 @@ def test_chain_equals_sequential(stages: int, spare: int):
 def test_stages_of_two_devices():
     """Heads split over a tensor axis inside each stage: the same up to the order of sums."""
     cfg = run()
-    weights, mesh = weights_of(cfg), mesh_of(stage=2, tensor=2)
+    weights, mesh = weights_of(cfg), mesh_of(stages=2, tensor=2)
     scene, state = begin(weights, cfg)
     expected = play(engine.Sequential(weights, scene, state, cfg), cfg, {})
-    found = play(engine.Pipelined(engine.place(weights, mesh, cfg), scene, state, mesh, cfg), cfg, {})
+    found = play(seat_of(weights, scene, mesh, cfg), cfg, {})
     np.testing.assert_allclose(np.stack(found), np.stack(expected), atol=2e-5)
 
 
@@ -104,15 +119,14 @@ def test_stages_of_two_devices():
 def test_8_bit_weights_lie_as_their_matrices_do(kind: str):
     """Split over stages and heads, a quantised transformer draws what it draws on one device."""
     cfg = run()
-    weights, mesh = weights_of(cfg), mesh_of(stage=2, tensor=2)
+    weights, mesh = weights_of(cfg), mesh_of(stages=2, tensor=2)
     eighths = quant.quantise_tree(dit.gather(weights.dit), kind)
     weights = dataclasses.replace(weights, dit=dit.lay_out(eighths, cfg.dit))
-    placed = engine.place(weights, mesh, cfg)
-    query = placed.dit["blocks"][0]["self"]["q"]["w"]
+    query = engine.place(weights, mesh, cfg).dit["blocks"][0]["self"]["q"]["w"]
     assert query.value.sharding.shard_shape(query.value.shape) == (24, 48)  # [out, in], heads split
     scene, state = begin(weights, cfg)
     expected = play(engine.Sequential(weights, scene, state, cfg), cfg, {})
-    found = play(engine.Pipelined(placed, scene, state, mesh, cfg), cfg, {})
+    found = play(seat_of(weights, scene, mesh, cfg), cfg, {})
     np.testing.assert_allclose(
         np.stack(found), np.stack(expected), atol=2e-2
     )  # sums in another order, rounded to 8 bits
@@ -120,27 +134,25 @@ def test_8_bit_weights_lie_as_their_matrices_do(kind: str):
 
 def test_one_transfer_a_tick_and_memories_in_place():
     cfg = run()
-    weights, mesh = weights_of(cfg), mesh_of(stage=4)
-    placed, entering = engine.place(weights, mesh, cfg), block_of(0, cfg)
-    _, state = begin(weights, cfg)
-    first = pipeline.start(placed.dit, state.caches[0], None, entering, mesh=mesh, cfg=cfg)
-    program = pipeline.make_tick(cfg, mesh).lower(placed.dit, first, entering).compile()
+    weights, mesh = weights_of(cfg), mesh_of(stages=4)
+    scene, _ = begin(weights, cfg)
+    program, first = lowered(weights, scene, mesh, cfg)
     text, memory = program.as_text(), program.memory_analysis()
     assert text and memory
     ops = collections.Counter(re.findall(r" (collective-permute|all-\w+|reduce-scatter|conditional)\(", text))
     assert ops == {"collective-permute": 1}
     moved = re.search(r"u8\[(\d+)\]\S* collective-permute\(", text)
-    flight = jax.tree.leaves(jax.eval_shape(lambda: rollout.enter(placed.dit, entering, cfg=cfg)))
+    flight = jax.tree.leaves(jax.eval_shape(lambda: rollout.enter(weights.dit, block_of(0, cfg), cfg=cfg)))
     assert moved and int(moved[1]) == sum(leaf.size * leaf.dtype.itemsize for leaf in flight)
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(first)) // 4  # of one stage
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(first)) // 4  # of one stage
     assert memory.alias_size_in_bytes == held
 
 
 def test_one_program_for_all_ticks():
     cfg = run()
-    weights, mesh = weights_of(cfg), mesh_of(stage=2)
-    scene, state = begin(weights, cfg)
-    drawer = engine.Pipelined(engine.place(weights, mesh, cfg), scene, state, mesh, cfg)
+    weights, mesh = weights_of(cfg), mesh_of(stages=2)
+    scene, _ = begin(weights, cfg)
+    drawer = seat_of(weights, scene, mesh, cfg)
     play(drawer, cfg, {3: scene})
     assert pipeline.make_tick(cfg, mesh)._cache_size() == 1  # type: ignore[attr-defined]
 
@@ -162,7 +174,7 @@ def test_a_wrong_mesh_is_refused(stages: int, stream: dict, words: str):
 def test_heads_that_do_not_divide_are_refused():
     cfg = run()
     with pytest.raises(ValueError, match=r"does not split over 4 devices of 'tensor'"):
-        engine.place(weights_of(cfg), mesh_of(stage=2, tensor=4), dataclasses.replace(cfg, dit=dit_of(cfg, 50)))
+        engine.place(weights_of(cfg), mesh_of(stages=2, tensor=4), dataclasses.replace(cfg, dit=dit_of(cfg, 50)))
 
 
 def dit_of(cfg: TrainingConfig, width: int):

@@ -109,5 +109,5 @@ def test_clock_counts():
     assert [clock.blocks_of(n, cfg) for n in (0, 1, 12, 13)] == [0, 1, 1, 2]
     assert clock.times(2, cfg).tolist() == [6, 7, 8]
     block = cfg.stream.block_latents * cfg.tokens_per_frame
-    places = [tuple(map(int, (*slots, filled))) for slots, filled in (clock.place(b, cfg) for b in range(4))]
+    places = [tuple(map(int, (*place.slots[0], *place.filled))) for place in (clock.place(b, cfg) for b in range(4))]
     assert places == [(0, block), (1, 2 * block), (2, 3 * block), (0, 3 * block)]

@@ -1,0 +1,123 @@
+"""Streams that share a mesh know nothing of each other: each draws what it draws alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from avatar_jax.core.check import validate
+from avatar_jax.core.config import TrainingConfig
+from avatar_jax.stream import engine, pipeline, pool, rollout
+from avatar_jax.stream.state import Scene, Weights
+from tests.stream.test_pipeline import begin, block_of, run
+from tests.stream.test_session import small, weights_of
+
+
+def with_seats(cfg: TrainingConfig, streams: int, **shape: int) -> TrainingConfig:
+    return validate(dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, streams=streams, **shape)))
+
+
+def make_mesh(cfg: TrainingConfig) -> Mesh:
+    shape = cfg.mesh
+    return pipeline.make_mesh(jax.devices()[: shape.devices], stages=shape.stages, data=shape.data, tensor=shape.tensor)
+
+
+def pool_of(weights: Weights, cfg: TrainingConfig) -> pool.Pool:
+    mesh = make_mesh(cfg)
+    return pool.Pool(engine.place(weights, mesh, cfg), mesh, list(mesh.devices[:, 0, 0]), cfg)
+
+
+@dataclasses.dataclass
+class Stream:
+    """One visitor: which blocks it brings, when it changes its scene, whether it leaves before they are drawn."""
+
+    number: int
+    scene: Scene
+    other: Scene
+    blocks: int
+    hasty: bool
+    seat: pool.Seat | None = None
+    fed: int = 0
+    drawn: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def block(self, number: int, cfg: TrainingConfig):
+        return dataclasses.replace(block_of(number, cfg), noise=block_of(1000 * self.number + number, cfg).noise)
+
+    def act(self, drawer: engine.Engine, number: int, cfg: TrainingConfig) -> None:
+        if number == 5:
+            drawer.show(self.other)
+        if number == cfg.stream.adapt_blocks > 0:
+            drawer.adapt()
+
+    def alone(self, weights: Weights, cfg: TrainingConfig) -> list[np.ndarray]:
+        drawer, drawn = engine.Sequential(weights, self.scene, rollout.start(weights, self.scene, cfg=cfg), cfg), []
+        for number in range(len(self.drawn)):
+            self.act(drawer, number, cfg)
+            drawn += [np.asarray(block.latent) for block in drawer.feed(self.block(number, cfg))]
+        return drawn
+
+
+def visit(seats: pool.Pool, streams: list[Stream], cfg: TrainingConfig, beats: int, seed: int) -> int:
+    """Lets streams come, speak with pauses, and go. Returns the most that sat at once."""
+    rng, waiting, sitting, most = np.random.default_rng(seed), list(streams), [], 0
+    acts = {stream.number: seats.act(stream.scene) for stream in streams}
+    for _ in range(beats):
+        if waiting and rng.random() < 0.5 and len(sitting) < cfg.mesh.streams:
+            stream = waiting.pop(0)
+            stream.seat = seats.join(acts[stream.number])
+            sitting.append(stream)
+        for stream in list(sitting):
+            assert stream.seat
+            if stream.fed < stream.blocks and rng.random() < 0.7:
+                stream.act(stream.seat, stream.fed, cfg)
+                stream.seat.offer(stream.block(stream.fed, cfg))
+                stream.fed += 1
+            stream.drawn += [np.asarray(block.latent) for block in stream.seat.collect()]
+            if stream.fed == stream.blocks and (stream.hasty or not stream.seat.busy):
+                stream.seat.close()
+                sitting.remove(stream)
+        most = max(most, len(sitting))
+        seats.beat()
+    assert not waiting and not sitting
+    return most
+
+
+@pytest.mark.parametrize(
+    ("history", "streams", "shape"),
+    [
+        ("timestep", 4, {"stages": 2, "data": 2}),
+        ("timestep", 3, {"stages": 4}),
+        ("clean", 3, {}),
+        ("timestep", 2, {"stages": 2, "tensor": 2}),
+    ],
+)
+def test_streams_come_and_go(history: str, streams: int, shape: dict):
+    steps = 4 if history == "timestep" else 2
+    cfg = run(steps, adapt_blocks=4) if history == "timestep" else small(history)
+    cfg = with_seats(cfg, streams, **shape)
+    weights = weights_of(cfg)
+    people = [
+        Stream(number, begin(weights, cfg, number)[0], begin(weights, cfg, 50 + number)[0], 4 + 3 * number, number == 2)
+        for number in range(6)
+    ]
+    assert visit(pool_of(weights, cfg), people, cfg, 90, 0) >= 2
+    for person in people:
+        expected = person.alone(weights, cfg)
+        assert len(expected) == person.blocks if not person.hasty else len(expected) < person.blocks
+        for number, (one, two) in enumerate(zip(expected, person.drawn, strict=True)):
+            np.testing.assert_allclose(two, one, atol=2e-5, err_msg=f"stream {person.number}, block {number}")
+
+
+def test_a_full_pool_says_so():
+    cfg = with_seats(small("clean"), 2)
+    weights = weights_of(cfg)
+    seats = pool_of(weights, cfg)
+    act = seats.act(begin(weights, cfg)[0])
+    first, _ = seats.join(act), seats.join(act)
+    with pytest.raises(pool.Full, match="all 2 seats are taken"):
+        seats.join(act)
+    first.close()
+    first.close()
+    assert seats.join(act).stream == first.stream
