@@ -1,6 +1,7 @@
 """How a main starts and ends: flags, one clear line for bad input, exit codes.
 
-0: done. 1: a bug, with its traceback. 2: bad input, one line on stderr. 130: Ctrl-C, one line on stderr.
+0: done. 1: a bug, with its traceback. 2: bad input, one line on stderr. 3: another process of the run is lost, one line
+on stderr. 130: Ctrl-C, one line on stderr.
 """
 
 import importlib.util
@@ -17,7 +18,7 @@ from ml_collections import config_flags
 from avatar_jax.core import config as configs
 from avatar_jax.core import platform
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, LOST, INTERRUPTED = 2, 3, 130
 OVERRIDE = re.compile(r"--?(?:no)?(config\.[^=]+)")
 
 

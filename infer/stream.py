@@ -27,7 +27,7 @@ from avatar_jax.core import config as configs
 from avatar_jax.io.audio import AudioStream, open_audio, verify_audio
 from avatar_jax.io.errors import InputError
 from avatar_jax.io.video import CODECS, VideoWriter
-from infer import clip, door, order, summary
+from infer import clip, door, hosts, order, summary
 
 FLAGS = flags.FLAGS
 SOUND_HZ = 48_000  # the video keeps the recording's full band; the model hears 16 kHz
@@ -78,11 +78,13 @@ def define() -> None:
     flags.DEFINE_string("checkpoint", None, "Folder with trained weights; the embedded ones if left out.")
     flags.DEFINE_enum("vcodec", "libx264", list(CODECS), "Video codec: H.264 with AAC, or VP9 with Opus.")
     flags.DEFINE_string("compile_cache", None, "Folder of compiled programs; '' for none.")
+    hosts.define()
 
 
 def check_request() -> Request:
     """Reads the flags and checks every file. Raises ValueError."""
     cfg = check.validate(FLAGS.config)
+    hosts.check()
     output = order.check_output(FLAGS.output, overwrite=FLAGS.overwrite)
     image = FLAGS.image if FLAGS.image is not None else door.embedded("portrait.png")
     audio = Path(FLAGS.audio if FLAGS.audio is not None else door.embedded("speech.wav"))
@@ -94,13 +96,12 @@ def check_request() -> Request:
     return Request(cfg, audio, output, checkpoint, portrait, prompt, seconds, FLAGS.overwrite, FLAGS.vcodec)
 
 
-def prepare(request: Request, cache: str | None) -> tuple[Engine, float]:
-    """Starts JAX and compiles the engine.
+def prepare(request: Request) -> tuple[Engine, float]:
+    """Compiles the engine.
 
     Returns:
         the engine, and the seconds spent tracing, lowering and compiling (or reading the cache).
     """
-    door.start_jax(cache)
     import jax
 
     compile_s = [0.0]
@@ -200,6 +201,15 @@ def make_video(request: Request, engine: Engine) -> tuple[summary.Timing, dict[s
     return timing, meter.score() if meter else None, writer.shown
 
 
+def follow(request: Request, engine: Engine) -> None:
+    """What a process does that writes no video: the same ticks on its own devices."""
+    cfg = request.cfg
+    with open_audio(request.audio, audio_hz=cfg.sound.audio_hz) as audio:
+        for piece in audio.blocks(cfg.block_samples):
+            engine.push_audio(piece)
+        engine.finish()
+
+
 def main() -> None:
     """Checks, generates, reports."""
     if isinstance(FLAGS.config, configs.ClipConfig):
@@ -207,9 +217,14 @@ def main() -> None:
         return
     start = time.perf_counter()
     request = check_request()
-    engine, compile_s = prepare(request, FLAGS.compile_cache)
-    startup_s = time.perf_counter() - start
-    timing, sync, shown = make_video(request, engine)
+    door.start_jax(FLAGS.compile_cache)
+    with hosts.together():
+        engine, compile_s = prepare(request)
+        startup_s = time.perf_counter() - start
+        if not hosts.first():
+            follow(request, engine)
+            return
+        timing, sync, shown = make_video(request, engine)
     timing.startup_s, timing.compile_s = startup_s, compile_s
     figures = summary.report(timing, sync, request.cfg)
     figures["conditions"] = summary.conditions(request.cfg, request.checkpoint, shown, steps=request.cfg.stream.steps)

@@ -112,6 +112,7 @@ class Pool:
         self._tick, self._change = pipeline.make_tick(cfg, mesh), pipeline.make_change(cfg, mesh)
         self._seats: list[Seat | None] = [None] * cfg.mesh.streams
         self._under: collections.deque[list[Seat | None]] = collections.deque()
+        self._pace: collections.deque[jax.Array] = collections.deque()  # so that no process runs ahead of its devices
         self._changes: list[_Change] = []
         self._ticks, self._state, self._nothing = 0, None, None
 
@@ -157,6 +158,9 @@ class Pool:
         self._changes = [change for change in self._changes if self._ticks - change.tick < self._stages - 1]
         self._state, latents = self._tick(p, self._state, entering)
         self._ticks += 1
+        self._pace.append(latents)
+        if len(self._pace) > self._stages:
+            self._pace.popleft().block_until_ready()
         self._under.append([seat if stream in blocks else None for stream, seat in enumerate(self._seats)])
         if len(self._under) == self._stages:
             self._come_home(self._under.popleft(), latents)

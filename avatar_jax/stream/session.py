@@ -49,11 +49,15 @@ def devices_of(cfg: configs.Config) -> tuple[list[Any], list[Any]]:
     Raises:
       ValueError: fewer devices than data x stages x tensor.
     """
-    mesh, found = cfg.mesh, jax.devices()
+    mesh, found, processes = cfg.mesh, jax.devices(), jax.process_count()
     if mesh.devices > len(found):
         shape = f"config.mesh: {mesh.data} data x {mesh.stages} stages x {mesh.tensor} need {mesh.devices} devices"
         raise ValueError(f"{shape}, {len(found)} {found[0].platform} found; lower one of config.mesh")
     drawing, spare = found[: mesh.devices], found[mesh.devices :]
+    if processes > 1 and mesh.driver == "chain":
+        raise ValueError(f"config.mesh.driver='chain': runs in one process, not in {processes}; take 'spmd'")
+    if len({device.process_index for device in drawing}) < processes:
+        raise ValueError(f"config.mesh: {mesh.devices} devices leave some of {processes} processes without one")
     homes = drawing[:: mesh.stages * mesh.tensor]
     near = [[device for device in spare if device.process_index == home.process_index] for home in homes]
     return drawing, [mine[row % len(mine)] if mine else homes[row] for row, mine in enumerate(near)]

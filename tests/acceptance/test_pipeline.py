@@ -3,11 +3,18 @@
 import collections
 import dataclasses
 import functools
+import os
+import pathlib
 import re
+import socket
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
 from avatar_jax.core import check
 from avatar_jax.core.config import Config
@@ -157,7 +164,7 @@ def test_compile_for_absent_devices(name: str, devices: int, tmp_path):
 
 
 def test_sixteen_streams_over_500_ticks():
-    """Two rows of two stages, eight seats; sixteen streams come, pause, change their scene and go, some in mid-block."""
+    """Two rows of two stages, eight seats; streams come, pause, change their scene and go, some in mid-block."""
     cfg = with_seats(small.run(4, adapt_blocks=4), 8, stages=2, data=2)
     weights, rng = weights_of(cfg), np.random.default_rng(0)
     scenes = [small.begin(weights, cfg, seed)[0] for seed in range(32)]
@@ -175,3 +182,65 @@ def test_sixteen_streams_over_500_ticks():
     figure = f"{worst:.1e} over {blocks} blocks, at most {most} at once on 8 seats, {traces} trace"
     bar = "each equals its solo run (1e-6 where a reduction order differs)"
     assert row("16 streams joining and leaving at random over 500 ticks", figure, bar, worst <= 1e-6 and traces == 1)
+
+
+class Processes:
+    """The file command on four stages, in one process or in several that share the virtual devices."""
+
+    def __init__(self, folder: pathlib.Path, count: int, audio: pathlib.Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.output = folder / "talk.mp4"
+        more = ("--config.stream.history=timestep", "--config.stream.steps=4", "--config.mesh.stages=4")
+        command = [sys.executable, "-m", "infer.stream", f"--output={self.output}", f"--audio={audio}", *more]
+        virtual = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}", "JAX_PLATFORMS": "cpu"}
+        told = [f"--coordinator={address}", f"--processes={count}"] if count > 1 else []
+        self.running = [
+            subprocess.Popen(
+                [*command, *told, *([f"--process={number}"] if told else [])],
+                cwd=absent.ROOT, env=os.environ | virtual, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for number in range(count)
+        ]  # fmt: skip
+
+    def end(self) -> list[str]:
+        """What each says at its end; fails where one does not end well."""
+        said = [process.communicate(timeout=600) for process in self.running]
+        assert all(process.returncode == 0 for process in self.running), said
+        return [error for _, error in said]
+
+    def kill_one(self, number: int) -> tuple[float, int, str]:
+        """In mid-stream; how long the other lives on, its exit code, and its last line."""
+        writing = self.output.with_suffix(".partial.mp4")
+        while not (writing.exists() and writing.stat().st_size > 20_000):
+            assert all(process.poll() is None for process in self.running)
+            time.sleep(0.05)
+        self.running[number].kill()
+        began, other = time.perf_counter(), self.running[1 - number]
+        _, error = other.communicate(timeout=100)
+        self.running[number].communicate()
+        return time.perf_counter() - began, other.returncode, error.strip().splitlines()[-1]
+
+
+def folder(inside: pathlib.Path, name: str) -> pathlib.Path:
+    (inside / name).mkdir()
+    return inside / name
+
+
+def test_two_processes(tmp_path):
+    speech, long = door.embedded("speech.wav"), tmp_path / "long.wav"
+    rate, sound = wavfile.read(speech)
+    wavfile.write(long, rate, np.tile(sound, 20))
+    one, two = (Processes(folder(tmp_path, str(count)), count, speech) for count in (1, 2))
+    one.end()
+    two.end()
+    same = one.output.read_bytes() == two.output.read_bytes()
+    bar = "two processes (jax.distributed on loopback) equal one"
+    assert row("the video of four stages on two processes", f"every byte the same: {same}", bar, same)
+    for number in (1, 0):
+        seconds, code, line = Processes(folder(tmp_path, f"without {number}"), 2, long).kill_one(number)
+        met = seconds < 30 and code == door.LOST and line.startswith(f"process {number} of 2 on ")
+        what = f"process {number} of two killed in mid-stream"
+        figure = f"the other ends after {seconds:.1f} s with code {code}: {line}"
+        assert row(what, figure, "both end within 30 s with a clear message", met)

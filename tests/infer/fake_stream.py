@@ -50,7 +50,8 @@ def _measure(meter: Any) -> None:
 
 def main() -> None:
     """Runs the command with the fake engine."""
-    stream.prepare = lambda request, cache: (Engine(), 0.25)
+    stream.prepare = lambda request: (Engine(), 0.25)
+    door.start_jax = lambda cache=None: None
     summary.SyncMeter._measure = _measure  # type: ignore[method-assign]
     door.run(stream.main, stream.define)
 
