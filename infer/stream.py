@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -27,22 +27,10 @@ from avatar_jax.core import config as configs
 from avatar_jax.io.audio import AudioStream, open_audio, verify_audio
 from avatar_jax.io.errors import InputError
 from avatar_jax.io.video import CODECS, VideoWriter
-from infer import clip, door, hosts, order, summary
+from infer import clip, door, hosts, order, play, summary
 
 FLAGS = flags.FLAGS
 SOUND_HZ = 48_000  # the video keeps the recording's full band; the model hears 16 kHz
-
-
-class Engine(Protocol):
-    """What the loop needs of `avatar_jax.stream.session.Session`."""
-
-    def push_audio(self, samples: np.ndarray) -> list[np.ndarray]:
-        """Takes sound [n], returns the blocks it completes, each uint8 [T, H, W, 3]."""
-        ...
-
-    def finish(self) -> list[np.ndarray]:
-        """Returns what is left."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +84,7 @@ def check_request() -> Request:
     return Request(cfg, audio, output, checkpoint, portrait, prompt, seconds, FLAGS.overwrite, FLAGS.vcodec)
 
 
-def prepare(request: Request) -> tuple[Engine, float]:
+def prepare(request: Request) -> tuple[play.Engine, float]:
     """Compiles the engine.
 
     Returns:
@@ -122,7 +110,7 @@ def prepare(request: Request) -> tuple[Engine, float]:
 
 
 def run(
-    engine: Engine,
+    engine: play.Engine,
     audio: AudioStream,
     sound: AudioStream,
     writer: VideoWriter,
@@ -143,30 +131,21 @@ def run(
         samples: how much sound to push at a time.
     """
     timing, start = summary.Timing(), time.perf_counter()
-
-    def show(blocks: list[np.ndarray], began: float) -> None:
-        done = time.perf_counter()
-        timing.engine_s += [done - began] if blocks else []
-        for frames in blocks:
-            timing.first_frame_s = timing.first_frame_s or done - start
-            under = sound.read(len(frames) * SOUND_HZ // writer.fps)
-            at = time.perf_counter()
-            writer.write(frames, under)
-            timing.encode_s += time.perf_counter() - at
-            if meter is not None:
-                meter.push(frames, under)
-            timing.video_frames += len(frames)
-            progress.update(len(frames) / writer.fps)
-
-    for piece in audio.blocks(samples):
+    began = start
+    for frames in play.blocks(engine, audio.blocks(samples)):
+        timing.first_frame_s = timing.first_frame_s or time.perf_counter() - start
+        under = sound.read(len(frames) * SOUND_HZ // writer.fps)
+        writer.write(frames, under)
+        timing.block_s.append(time.perf_counter() - began)
+        if meter is not None:
+            meter.push(frames, under)
+        timing.video_frames += len(frames)
+        progress.update(len(frames) / writer.fps)
         began = time.perf_counter()
-        show(engine.push_audio(piece), began)
-    began = time.perf_counter()
-    show(engine.finish(), began)
     return timing
 
 
-def make_video(request: Request, engine: Engine) -> tuple[summary.Timing, dict[str, Any] | None, tuple[int, int]]:
+def make_video(request: Request, engine: play.Engine) -> tuple[summary.Timing, dict[str, Any] | None, tuple[int, int]]:
     """Runs the engine over the recording into the output.
 
     Returns:
@@ -201,13 +180,12 @@ def make_video(request: Request, engine: Engine) -> tuple[summary.Timing, dict[s
     return timing, meter.score() if meter else None, writer.shown
 
 
-def follow(request: Request, engine: Engine) -> None:
+def follow(request: Request, engine: play.Engine) -> None:
     """What a process does that writes no video: the same ticks on its own devices."""
     cfg = request.cfg
     with open_audio(request.audio, audio_hz=cfg.sound.audio_hz) as audio:
-        for piece in audio.blocks(cfg.block_samples):
-            engine.push_audio(piece)
-        engine.finish()
+        for _ in play.blocks(engine, audio.blocks(cfg.block_samples)):
+            pass
 
 
 def main() -> None:

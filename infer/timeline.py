@@ -9,6 +9,7 @@ program on one device, from its first operation to its last, numbered by its blo
 
 import dataclasses
 import gzip
+import itertools
 import json
 import tempfile
 from collections import defaultdict
@@ -20,10 +21,10 @@ from absl import flags
 from avatar_jax.core import check
 from avatar_jax.core import config as configs
 from avatar_jax.io.audio import open_audio
-from infer import door, order
+from infer import door, order, play
 
 FLAGS = flags.FLAGS
-DRAWING, DECODING = ("jit_tick", "jit_stage"), ("jit_decode",)  # programs, by the names of their functions
+DRAWING, DECODING = ("jit_tick", "jit_steps"), "jit_decode"  # programs, by the names of their functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +86,8 @@ def trace(cfg: configs.Config, blocks: int) -> list[Span]:
     with tempfile.TemporaryDirectory() as kept, open_audio(speech, audio_hz=cfg.sound.audio_hz) as audio:
         pieces = audio.blocks(cfg.block_samples)
         with jax.profiler.trace(kept):
-            for _ in range(blocks):
-                live.push_audio(next(pieces))
-            live.finish()
+            for _ in play.blocks(live, itertools.islice(pieces, blocks)):
+                pass
         return spans(Path(kept))
 
 
@@ -97,7 +97,7 @@ def rows_of(found: list[Span], cfg: configs.Config) -> tuple[dict[int, list[Span
     for span in found:
         if span.program in DRAWING:
             drawn[span.device].append(span)
-    return dict(drawn), [span for span in found if span.program in DECODING]
+    return dict(drawn), [span for span in found if span.program == DECODING]
 
 
 def plot(found: list[Span], cfg: configs.Config, output: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from avatar_jax.core import config as configs
 from avatar_jax.models import mel, wav2vec
 
-Features = list[np.ndarray]  # of each block, [T, layers, width]
+Features = list[jax.Array]  # of each block, [T, layers, width]; perhaps still being computed
 
 
 class Ear(Protocol):
@@ -65,7 +65,7 @@ class MelEar:
         while len(self._pending) >= self._size:
             sound, self._pending = self._pending[: self._size], self._pending[self._size :]
             self._state, features = self._step(self._state, sound)
-            blocks.append(np.asarray(features)[:, None])
+            blocks.append(features[:, None])
         return blocks
 
     def finish(self) -> Features:
@@ -131,7 +131,7 @@ class Wav2VecEar:
         """Video frames whose sound has come."""
         return self._window.start + len(self._window.samples) / self._cfg.samples_per_frame
 
-    def _draw(self) -> np.ndarray:
+    def _draw(self) -> jax.Array:
         cfg, stream, hop = self._cfg, self._cfg.stream, self._cfg.samples_per_frame
         first, size = self._blocks * cfg.block_frames, cfg.block_frames
         window = self._window
@@ -143,7 +143,7 @@ class Wav2VecEar:
         indices = wav2vec.frame_indices(first - window.start, size, fps=cfg.video.fps)
         padded = np.pad(sound, (0, length - len(sound)))
         self._blocks += 1
-        return np.asarray(self._hear(self._p, padded, np.int32(steps), wav2vec.places(indices, steps)))
+        return self._hear(self._p, padded, np.int32(steps), wav2vec.places(indices, steps))
 
 
 def make_hearing(cfg: configs.Config, weights: Any = None) -> Hearing:

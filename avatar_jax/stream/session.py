@@ -15,7 +15,7 @@ from avatar_jax.models import dit, vae
 from avatar_jax.stream import chain, clock, engine, hear, pipeline, pool, prompt, rollout
 from avatar_jax.stream.state import BlockInput, Scene, Weights
 
-Blocks = list[np.ndarray]
+Blocks = list[jax.Array]  # uint8 [T, H, W, 3], perhaps still being computed: reading one waits for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def make_avatar(
     avatar = Avatar(cfg, hearing or hear.make_hearing(cfg), make_engines(weights, scene, cfg))
     warm_up = Session(avatar)
     warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
-    warm_up.finish()
+    jax.block_until_ready(warm_up.finish())
     return avatar
 
 
@@ -113,7 +113,7 @@ class Session:
 
     def __init__(self, avatar: Avatar):
         self._cfg, self._ear, self._engine = avatar.cfg, avatar.hearing(), avatar.engine()
-        self._context: np.ndarray | None = None
+        self._context: jax.Array | None = None
         self._blocks, self._samples = 0, 0
         self._key = jax.random.key(self._cfg.stream.seed)
 
@@ -126,7 +126,7 @@ class Session:
         """Takes mono float32 samples at the model's rate, any number of them.
 
         Returns:
-          the blocks they complete, each uint8 [T, H, W, 3].
+          the blocks that are drawn by now, or under way.
         """
         self._samples += len(samples)
         return self._draw(self._ear.push(np.asarray(samples, np.float32)))
@@ -144,21 +144,21 @@ class Session:
         """Ends the stream at once, without what is left; `finish` ends with it."""
         self._engine.close()
 
-    def _heard(self, features: np.ndarray) -> np.ndarray:
+    def _heard(self, features: jax.Array) -> jax.Array:
         """A block's features behind their left context, [context + T, layers, width]."""
         cfg, rest = self._cfg.stream, self._ear.rest
         if self._context is None or cfg.audio_history == "repeated":
             before = features[0] if rest is None or cfg.audio_history == "repeated" else rest
-            self._context = np.tile(before, (cfg.audio_context, 1, 1))
-        heard = np.concatenate([self._context, features])
+            self._context = jnp.tile(before, (cfg.audio_context, 1, 1))
+        heard = jnp.concatenate([self._context, features])
         self._context = heard[-cfg.audio_context :]
         return heard
 
-    def _input(self, features: np.ndarray) -> BlockInput:
+    def _input(self, features: jax.Array) -> BlockInput:
         cfg = self._cfg
         shape = (1, cfg.stream.block_latents, *cfg.latent_size, cfg.vae.latent_channels)
         return BlockInput(
-            features=jnp.asarray(self._heard(features))[None],
+            features=self._heard(features)[None],
             noise=jax.random.normal(jax.random.fold_in(self._key, self._blocks), shape),
             place=clock.place(self._blocks, cfg),
         )
@@ -173,4 +173,7 @@ class Session:
         return blocks
 
     def _show(self, drawn: list[engine.Drawn]) -> Blocks:
-        return [np.asarray(block.frames[0]) for block in drawn if block.frames is not None]
+        blocks = [block.frames[0] for block in drawn if block.frames is not None]
+        for frames in blocks:
+            frames.copy_to_host_async()
+        return blocks
