@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from avatar_jax.core import axes, quant
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
-from avatar_jax.stream import pipeline, rollout
+from avatar_jax.stream import knot, pipeline, rollout
 from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
 
 
@@ -41,6 +41,13 @@ class Engine(Protocol):
 
 Engines = Callable[[], Engine]  # one for every session
 
+KINDS: dict[str, Any] = {"sink": rollout, "knot": knot}  # each has make_start, make_denoise and make_refill
+
+
+def kind(cfg: Config) -> Any:
+    """The module that draws blocks as `config.stream.engine` says."""
+    return KINDS[cfg.stream.engine]
+
 
 class Sequential:
     """Every block from noise to pixels before the next."""
@@ -49,7 +56,7 @@ class Sequential:
         self._weights, self._scene, self._cfg = weights, scene, cfg
         state = jax.tree.map(jnp.copy, begin)  # each block donates what it replaces
         self._caches, self._tail = state.caches, state.tail
-        self._denoise, self._decode = rollout.make_denoise(cfg), rollout.make_decode(cfg)
+        self._denoise, self._decode = kind(cfg).make_denoise(cfg), rollout.make_decode(cfg)
 
     def feed(self, block: BlockInput) -> list[Drawn]:
         """Draws a block."""
@@ -64,7 +71,7 @@ class Sequential:
     def show(self, scene: Scene) -> None:
         """Another scene, from the next block fed on."""
         p, self._scene = self._weights.dit, scene
-        self._caches = rollout.make_refill()(p, self._caches, rollout.make_prefill(self._cfg)(p, scene))
+        self._caches = kind(self._cfg).make_refill()(p, self._caches, rollout.make_prefill(self._cfg)(p, scene))
 
 
 @dataclasses.dataclass(frozen=True)

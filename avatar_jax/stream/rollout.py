@@ -69,7 +69,7 @@ def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
       cfg: the run.
     """
     held = prefill(weights.dit, scene, cfg=cfg)
-    slots = cfg.stream.window_blocks * cfg.stream.block_latents * cfg.tokens_per_frame
+    slots = cfg.stream.memory_latents * cfg.tokens_per_frame
     memory = kv.each(weights.dit["blocks"], lambda keys_values: kv.empty(*keys_values, slots=slots), held)
     _, tail = vae.decode_first(weights.vae, scene.still[:, :1], cfg=cfg.vae)
     if cfg.stream.warm_latents > 1:
@@ -134,7 +134,7 @@ def call(
         filled=place.filled,
         heard=heard,
         cross=cross,
-        given=condition.Given(pose=flight.pose),
+        given=condition.Given(known=flight.known, pose=flight.pose),
         cfg=cfg.dit,
     )
 

@@ -100,7 +100,7 @@ def make_avatar(
     scene = rollout.make_view(cfg)(weights.vae, vae.from_uint8(portrait)[None, None])
     if text is not None:
         scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
-    begin = rollout.make_start(cfg)(weights, scene)
+    begin = engine.kind(cfg).make_start(cfg)(weights, scene)
     avatar = Avatar(cfg, scene, hearing or hear.make_hearing(cfg), make_engines(weights, scene, begin, devices, cfg))
     warm_up = Session(avatar)
     warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
@@ -142,19 +142,19 @@ class Session:
         return blocks
 
     def _heard(self, features: np.ndarray) -> np.ndarray:
-        """A block's features behind their left context, [context + T, layers, width]."""
+        """A block's features behind their left context, [context + T, layers, width], T with those of a knot."""
         cfg, rest = self._cfg.stream, self._ear.rest
         if self._context is None or cfg.audio_history == "repeated":
             before = features[0] if rest is None or cfg.audio_history == "repeated" else rest
             self._context = np.tile(before, (cfg.audio_context, 1, 1))
         heard = np.concatenate([self._context, features])
-        self._context = heard[-cfg.audio_context :]
+        self._context = heard[self._cfg.block_frames :][: cfg.audio_context]  # what precedes the next block
         return heard
 
     def _input(self, features: np.ndarray) -> BlockInput:
         cfg = self._cfg
         slots, filled = clock.place(self._blocks, cfg)
-        shape = (1, cfg.stream.block_latents, *cfg.latent_size, cfg.vae.latent_channels)
+        shape = (1, cfg.stream.noise_latents, *cfg.latent_size, cfg.vae.latent_channels)
         return BlockInput(
             features=jnp.asarray(self._heard(features))[None],
             noise=jax.random.normal(jax.random.fold_in(self._key, self._blocks), shape),

@@ -20,14 +20,23 @@ class Scene:
 
 
 @flax.struct.dataclass
+class Tied:
+    """What a block of the knot engine reads and replaces."""
+
+    caches: tuple[Any, ...]  # one memory, of finished latents alone
+    knot: jax.Array  # [B, k, h, w, C], the next block's first latents as the last block saw them; zeros before block 0
+    known: jax.Array  # bool [B], whether there is a knot
+
+
+@flax.struct.dataclass
 class StreamState:
     """What a block reads and replaces.
 
     `caches` holds one memory a denoising step ("timestep" history) or a single one ("clean"); each memory is one
-    `KVCache` a layer.
+    `KVCache` a layer. The knot engine holds `Tied`.
     """
 
-    caches: tuple[Any, ...]
+    caches: Any
     tail: Tail  # the VAE decoder's
 
 
@@ -35,9 +44,9 @@ class StreamState:
 class Place:
     """Where a block stands in its stream and in the ring."""
 
-    time: Phase  # of its latent frames, [F, K_time]
+    time: Phase  # of its latent frames, [F, K_time], a knot's included
     reference_time: Phase  # of the reference in each network call, [calls, 1, K_time]
-    slots: jax.Array  # int32 [1], ring slot of this block
+    slots: jax.Array  # int32 [1], ring slot of this block; with a knot [F], of each latent
     filled: jax.Array  # int32 [], ring tokens that hold something, this block included
 
 
@@ -46,7 +55,7 @@ class BlockInput:
     """What the host knows of one block before it is drawn."""
 
     features: jax.Array  # sound, [B, context + frames, layers, audio_width]
-    noise: jax.Array  # [B, F, h, w, C]
+    noise: jax.Array  # [B, F, h, w, C]; with a knot every step's, one after the other, [B, steps F, h, w, C]
     place: Place
     pose: jax.Array | None = None  # latents of a pose video, [B, F, h, w, C]; None for no pose
 
@@ -59,6 +68,7 @@ class Flight:
     voice: Voice
     place: Place
     pose: jax.Array | None = None
+    known: jax.Array | None = None  # mask and known latents beside it, [B, F, h, w, condition_channels]
 
 
 @flax.struct.dataclass
