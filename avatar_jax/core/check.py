@@ -9,6 +9,7 @@ LEVELS = ("shifted", "published")
 HISTORIES = ("timestep", "clean")
 AUDIO_HISTORIES = ("heard", "repeated")
 DRIVERS = ("spmd", "chain")
+ENGINES = ("sink", "knot")
 SOLVERS = ("unipc", "dpm", "euler")
 _REACH = 2  # video frames after a frame that its wav2vec2 feature is interpolated from
 
@@ -59,7 +60,7 @@ def _stream(cfg: configs.Config) -> None:
     _require(d.audio_layers == sound.feature_layers, "dit.audio_layers", d.audio_layers, f"{sound.feature_layers}")
     _require(d.width % d.audio_tokens == 0, "dit.audio_tokens", d.audio_tokens, f"must divide width={d.width}")
     _text(cfg.text, d)
-    _one_of("stream.engine", s.engine, ("sink",))
+    _one_of("stream.engine", s.engine, ENGINES)
     _one_of("stream.history", s.history, HISTORIES)
     _one_of("stream.levels", s.levels, LEVELS)
     _one_of("stream.audio_history", s.audio_history, AUDIO_HISTORIES)
@@ -73,6 +74,30 @@ def _stream(cfg: configs.Config) -> None:
     _require(s.warm_latents <= still, "stream.warm_latents", s.warm_latents, f"at most {still} are known")
     _require(s.audio_context >= 5, "stream.audio_context", s.audio_context, "the encoder sees 5 frames back")
     _require(s.audio_context % 4 == 1, "stream.audio_context", s.audio_context, "must be 1 modulo 4")
+    if s.engine == "knot":
+        _knot(cfg)
+    else:
+        _require(s.knot is None, "stream.knot", s.knot, "only config.stream.engine='knot' ties a knot: must be None")
+        _require(d.condition_channels == 0, "dit.condition_channels", d.condition_channels, "nothing is known here: 0")
+
+
+def _knot(cfg: configs.Config) -> None:
+    s, d, knot = cfg.stream, cfg.dit, cfg.stream.knot
+    if knot is None:
+        raise ValueError("config.stream.knot=None: the knot engine needs its lengths, as in configs/tiny_knot.py")
+    length, channels = s.block_latents, 4 + d.latent_channels
+    _require(1 <= knot.latents <= length, "stream.knot.latents", knot.latents, f"must be 1 to {length}, one block")
+    _require(knot.window >= length, "stream.knot.window", knot.window, f"must be at least the block's {length}")
+    caught_up = f"must be at least the block's {length}, or the stream passes its reference"
+    _require(knot.reference_jump >= length, "stream.knot.reference_jump", knot.reference_jump, caught_up)
+    start = knot.reference_start
+    _require(start >= 0, "stream.knot.reference_start", start, "must not be negative")
+    _require(s.history == "clean", "stream.history", s.history, "a knot is never remembered, so it needs 'clean'")
+    wanted = f"must be {channels}: mask and latents of the knot"
+    _require(d.condition_channels == channels, "dit.condition_channels", d.condition_channels, wanted)
+    stages, driver = cfg.mesh.stages, cfg.mesh.driver
+    _require(stages == 1, "mesh.stages", stages, "a block needs the last one's knot, so the knot engine has 1")
+    _require(driver == "spmd", "mesh.driver", driver, "a chain is of stages, and the knot engine has one: 'spmd'")
 
 
 def stages(count: int, cfg: configs.Config) -> int:

@@ -149,15 +149,25 @@ class Wav2Vec2Config:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
+class KnotConfig:
+    """Blocks tied by a knot, a reference that runs ahead (knot_forcing.md section 1.3). Lengths in latent frames."""
+
+    latents: int  # k: drawn beyond a block, as the next one's first
+    window: int  # L: what attention sees of the stream, the block included, the knot not
+    reference_start: int  # n0: rope position of the reference, before which it never stands
+    reference_jump: int  # s: how far it jumps on when the stream would reach it
+
+
+@dataclasses.dataclass(unsafe_hash=True)
 class StreamConfig:
     """Block autoregression. Lengths in latent frames unless named otherwise."""
 
-    engine: str
+    engine: str  # "sink": blocks of their own, a reference that rolls with them; "knot": as `knot` says
     steps: int  # denoising steps of one block
     shift: float  # flow-matching time shift
     levels: str  # "shifted": uniform levels shifted once; "published": the released sampler's table
     block_latents: int
-    window_blocks: int  # attention window, the current block included
+    window_blocks: int  # attention window of the sink engine, the current block included
     history: str  # "timestep": one cache a step at its own noise level; "clean": one cache, refreshed at t = 0
     reference_ahead: tuple[int, int]  # rope distance of the reference from the block's first latent, drawn per call
     reference_from: int  # rope position before which the reference never stands
@@ -168,6 +178,7 @@ class StreamConfig:
     audio_past: int  # video frames before a block that wav2vec2 hears with it
     audio_ahead: int  # video frames after a block that it hears, and waits for
     seed: int
+    knot: KnotConfig | None = None  # of the knot engine, which leaves window_blocks and the two reference fields unread
 
     @property
     def calls(self) -> int:
@@ -178,6 +189,21 @@ class StreamConfig:
     def memories(self) -> int:
         """Key/value memories of one stream."""
         return self.steps if self.history == "timestep" else 1
+
+    @property
+    def drawn_latents(self) -> int:
+        """Latent frames that are drawn for a block: its own, and the knot."""
+        return self.block_latents + (self.knot.latents if self.knot else 0)
+
+    @property
+    def noise_latents(self) -> int:
+        """Latent frames of noise that a block takes; with a knot every step takes its own."""
+        return self.drawn_latents * (self.steps if self.knot else 1)
+
+    @property
+    def memory_latents(self) -> int:
+        """Latent frames that the key/value memory has room for."""
+        return self.knot.window + self.knot.latents if self.knot else self.window_blocks * self.block_latents
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -320,6 +346,11 @@ class Config(PictureConfig):
     def block_frames(self) -> int:
         """Video frames of one block."""
         return self.stream.block_latents * self.vae.temporal_stride
+
+    @property
+    def heard_frames(self) -> int:
+        """Video frames of sound that one block is drawn from: its own, and those of the knot."""
+        return self.stream.drawn_latents * self.vae.temporal_stride
 
     @property
     def block_samples(self) -> int:

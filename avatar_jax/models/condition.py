@@ -12,6 +12,7 @@ from einops import rearrange
 
 from avatar_jax.core.config import DitConfig
 from avatar_jax.core.spec import Leaf
+from avatar_jax.models import inpaint
 from avatar_jax.nn import dense, embed, norm
 from avatar_jax.nn.rope import Phase, join, phase_at
 
@@ -95,7 +96,9 @@ def embed_noisy(p: dict, latent: jax.Array, given: Given | None, cfg: DitConfig)
 
 
 def embed_reference(p: dict, latent: jax.Array, cfg: DitConfig) -> jax.Array:
-    """The latent of the portrait, [B, 1, h, w, C], to tokens [B, f, D]."""
+    """The latent of the portrait, [B, 1, h, w, C], to tokens [B, f, D]. Where masks are read, it is a known frame."""
+    if cfg.condition_channels:
+        latent = jnp.concatenate([latent, inpaint.known_latents(jnp.ones(latent.shape[:2]), latent)], -1)
     return _typed(p, _patches(p["patch"], latent, cfg), REFERENCE)
 
 

@@ -27,3 +27,13 @@ def first_frame(latents: jax.Array) -> jax.Array:
     """`known_frames` where only the first video frame is given."""
     frames = 1 + STRIDE * (latents.shape[1] - 1)
     return known_frames(jnp.zeros((len(latents), frames)).at[:, 0].set(1.0), latents)
+
+
+def known_latents(mask: jax.Array, latents: jax.Array) -> jax.Array:
+    """`known_frames` where latents are known as a whole, all [B, F] of them anywhere in a stream.
+
+    Args:
+      mask: 1 where a latent is given, [B, F].
+      latents: [B, F, h, w, C], zeros where none is given.
+    """
+    return known_frames(jnp.repeat(mask, STRIDE, 1)[:, STRIDE - 1 :], latents)

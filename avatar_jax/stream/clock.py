@@ -9,9 +9,9 @@ block b shows exactly video frames [b T, (b + 1) T).
 import jax
 import numpy as np
 
-from avatar_jax.core.config import Config, PictureConfig
+from avatar_jax.core.config import Config, PictureConfig, StreamConfig
 from avatar_jax.models import condition
-from avatar_jax.nn import rope
+from avatar_jax.nn import kv, rope
 from avatar_jax.stream.state import Place
 
 STILL = np.array([condition.REFERENCE_TIME])  # position of the reference among the condition tokens
@@ -27,20 +27,40 @@ def blocks_of(video_frames: int, cfg: Config) -> int:
     return -(-video_frames // cfg.block_frames)
 
 
+def waits(cfg: Config) -> int:
+    """Video frames of sound after a block's own that it waits for: those of the knot, and what the ear hears ahead."""
+    return cfg.heard_frames - cfg.block_frames + cfg.stream.audio_ahead
+
+
 def times(block: int, cfg: Config) -> np.ndarray:
-    """Rotary time positions of a block's latent frames, int64 [block_latents]."""
-    return np.arange(block * cfg.stream.block_latents, (block + 1) * cfg.stream.block_latents)
+    """Rotary time positions of the latent frames that a block draws, a knot's after its own, int64 [drawn_latents]."""
+    first = block * cfg.stream.block_latents
+    return np.arange(first, first + cfg.stream.drawn_latents)
 
 
 def reference_times(block: int, cfg: Config) -> np.ndarray:
     """Rotary time position of the reference in each network call of a block, int64 [calls].
 
     It rolls ahead of the stream (live_avatar.md section 6.4): with s the block's first latent and R drawn anew for
-    every call, max(s + R, `reference_from`). R depends on the seed and the block alone.
+    every call, max(s + R, `reference_from`). R depends on the seed and the block alone. With a knot it runs ahead.
     """
+    if cfg.stream.knot:
+        return np.full(cfg.stream.calls, running_ahead(block, cfg.stream))
     low, high = cfg.stream.reference_ahead
     drawn = np.random.default_rng([cfg.stream.seed, block]).integers(low, high, cfg.stream.calls, endpoint=True)
     return np.maximum(block * cfg.stream.block_latents + drawn, cfg.stream.reference_from)
+
+
+def running_ahead(block: int, cfg: StreamConfig) -> int:
+    """Rotary time position of the reference of a stream with a knot (knot_forcing.md section 1.5).
+
+    It stands at n0 and jumps on by s whenever a block would draw the position it stands at: the first of n0, n0 + s,
+    n0 + 2 s ... beyond the last latent that the block draws.
+    """
+    assert cfg.knot is not None
+    start, jump = cfg.knot.reference_start, cfg.knot.reference_jump
+    behind = block * cfg.block_latents + cfg.drawn_latents - start
+    return start + max(0, -(-behind // jump)) * jump
 
 
 def time_phase(positions: jax.Array | np.ndarray, cfg: PictureConfig) -> rope.Phase:
@@ -77,8 +97,25 @@ def phases(block: int, cfg: Config) -> tuple[rope.Phase, rope.Phase]:
 
 
 def place(block: int, cfg: Config) -> Place:
-    """Where a block of one stream stands: its phases, its ring slot, and how much the ring holds once it is written."""
-    window, tokens = cfg.stream.window_blocks, cfg.stream.block_latents * cfg.tokens_per_frame
+    """Where a block of one stream stands: its phases, its ring slot, and how much the ring holds once it is written.
+
+    With a knot every latent has a slot of its own.
+    """
     time, ahead = (rope.Phase(*(side[None] for side in phase)) for phase in phases(block, cfg))
-    filled = min(block + 1, window) * tokens
-    return Place(time, ahead, np.array([[block % window]], np.int32), np.array([filled], np.int32))
+    slots, latents = _slots(block, cfg)
+    filled, tied = np.array([latents * cfg.tokens_per_frame], np.int32), np.array([block > 0])
+    return Place(time, ahead, slots[None].astype(np.int32), filled, tied if cfg.stream.knot else None)
+
+
+def _slots(block: int, cfg: Config) -> tuple[np.ndarray, int]:
+    """Ring slots of a block, and latents in the ring once it is written.
+
+    With a knot: those of its latents in the ring of `window`, and its knot's right behind what is filled there.
+    """
+    if not cfg.stream.knot:
+        window = cfg.stream.window_blocks
+        return np.array([block % window]), min(block + 1, window) * cfg.stream.block_latents
+    own, knot = np.split(times(block, cfg), [cfg.stream.block_latents])
+    filled = min(int(knot[0]), cfg.stream.knot.window)
+    slots = np.concatenate([kv.places(own, cfg.stream.knot.window, 0), filled + np.arange(len(knot))])
+    return slots, filled + len(knot)

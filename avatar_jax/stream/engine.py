@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from avatar_jax.core import axes, quant
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
-from avatar_jax.stream import rollout
+from avatar_jax.stream import knot, rollout
 from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
 
 
@@ -48,6 +48,13 @@ class Engine(Protocol):
 
 Engines = Callable[[], Engine]  # one for every session
 
+KINDS: dict[str, Any] = {"sink": rollout, "knot": knot}  # each has begin, denoise, refill, make_start, ...
+
+
+def kind(cfg: Config) -> Any:
+    """The module that draws blocks as `config.stream.engine` says."""
+    return KINDS[cfg.stream.engine]
+
 
 class Sequential:
     """Every block from noise to pixels before the next."""
@@ -56,7 +63,7 @@ class Sequential:
         self._weights, self._scene, self._cfg = weights, scene, cfg
         state = jax.tree.map(jnp.copy, begin)  # each block donates what it replaces
         self._caches, self._tail, self._first = state.caches, state.tail, None
-        self._denoise, self._decode = rollout.make_denoise(cfg), rollout.make_decode(cfg)
+        self._denoise, self._decode = kind(cfg).make_denoise(cfg), rollout.make_decode(cfg)
 
     def feed(self, block: BlockInput) -> list[Drawn]:
         """Draws a block."""
@@ -72,7 +79,7 @@ class Sequential:
     def show(self, scene: Scene) -> None:
         """Another scene, from the next block fed on."""
         p, self._scene = self._weights.dit, scene
-        self._caches = rollout.make_refill()(p, self._caches, rollout.make_prefill(self._cfg)(p, scene))
+        self._caches = kind(self._cfg).make_refill()(p, self._caches, rollout.make_prefill(self._cfg)(p, scene))
 
     def adapt(self) -> None:
         """The scene with the stream's own first latent as its reference, from the next block fed on."""

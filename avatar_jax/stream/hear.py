@@ -3,6 +3,9 @@
 Log-mel features are causal: a block is heard as soon as its sound is there. wav2vec2 looks both ways: a block is heard
 inside a window of sound around it, `audio_past` video frames before and `audio_ahead` after it, so it waits for the
 latter. A window as long as the recording gives the published features.
+
+A knot is drawn before its sound is shown: with one, a block's features go on as far as the knot does, and the next
+block's start with the same sound again (`clock.waits`).
 """
 
 import dataclasses
@@ -16,8 +19,9 @@ import numpy as np
 
 from avatar_jax.core import config as configs
 from avatar_jax.models import mel, wav2vec
+from avatar_jax.stream import clock
 
-Features = list[jax.Array]  # of each block, [T, layers, width]; perhaps still being computed
+Features = list[jax.Array]  # of each block, [T, layers, width], T = cfg.heard_frames; perhaps not yet computed
 
 
 class Ear(Protocol):
@@ -33,7 +37,7 @@ class Ear(Protocol):
         ...
 
     def finish(self) -> Features:
-        """What is left, the last block filled up with silence."""
+        """What is left, the last block and its knot filled up with silence."""
         ...
 
 
@@ -51,8 +55,11 @@ class MelEar:
 
     def __init__(self, cfg: configs.Config):
         self._size, self._step = cfg.block_samples, make_mel(cfg.mel)
+        self._ahead = clock.waits(cfg)
+        self._lead = self._ahead * cfg.samples_per_frame  # samples beyond its own that a block waits for
         self._state, self._pending = mel.empty(cfg.mel), np.zeros(0, np.float32)
         self._rest = mel.silence(cfg.mel)[None]
+        self._known: jax.Array | None = None  # the next block's first features, which the last one's knot has heard
 
     @property
     def rest(self) -> np.ndarray | None:
@@ -62,15 +69,28 @@ class MelEar:
     def push(self, samples: np.ndarray) -> Features:
         """Takes mono float32 samples [n]."""
         self._pending, blocks = np.concatenate([self._pending, samples]), []
-        while len(self._pending) >= self._size:
-            sound, self._pending = self._pending[: self._size], self._pending[self._size :]
-            self._state, features = self._step(self._state, sound)
-            blocks.append(features[:, None])
+        if self._known is None and len(self._pending) >= self._lead:
+            self._known = self._hear(self._lead)
+        while self._known is not None and len(self._pending) >= self._size:
+            features = jnp.concatenate([self._known, self._hear(self._size)])
+            self._known = features[len(features) - self._ahead :]
+            blocks.append(features)
         return blocks
 
     def finish(self) -> Features:
-        """What is left, the last block filled up with silence."""
-        return self.push(np.zeros(-len(self._pending) % self._size, np.float32))
+        """What is left, the last block and its knot filled up with silence."""
+        left = len(self._pending) + (0 if self._known is None else self._lead)  # samples that no block has shown
+        blocks = self.push(np.zeros(-left % self._size + self._lead, np.float32)) if left else []
+        self._known = None  # it was silence
+        return blocks
+
+    def _hear(self, samples: int) -> jax.Array:
+        """Features of the next samples, which are whole video frames, [T, 1, width]."""
+        if not samples:
+            return jnp.zeros((0, *self._rest.shape), jnp.float32)
+        sound, self._pending = self._pending[:samples], self._pending[samples:]
+        self._state, features = self._step(self._state, sound)
+        return features[:, None]
 
 
 @functools.lru_cache(maxsize=8)
@@ -113,14 +133,14 @@ class Wav2VecEar:
 
     def push(self, samples: np.ndarray) -> Features:
         """Takes mono float32 samples [n]."""
-        window, size, stream = self._window, self._cfg.block_frames, self._cfg.stream
+        window, size = self._window, self._cfg.block_frames
         window.samples, blocks = np.concatenate([window.samples, samples]), []
-        while self._known >= (self._blocks + 1) * size + stream.audio_ahead:
+        while self._known >= (self._blocks + 1) * size + clock.waits(self._cfg):
             blocks.append(self._draw())
         return blocks
 
     def finish(self) -> Features:
-        """What is left, the last block filled up with silence."""
+        """What is left, the last block and its knot filled up with silence."""
         blocks = []
         while self._known > self._blocks * self._cfg.block_frames:
             blocks.append(self._draw())
@@ -133,7 +153,7 @@ class Wav2VecEar:
 
     def _draw(self) -> jax.Array:
         cfg, stream, hop = self._cfg, self._cfg.stream, self._cfg.samples_per_frame
-        first, size = self._blocks * cfg.block_frames, cfg.block_frames
+        first, size = self._blocks * cfg.block_frames, cfg.heard_frames
         window = self._window
         window.forget(first - stream.audio_past, hop)
         length = (stream.audio_past + size + stream.audio_ahead) * hop

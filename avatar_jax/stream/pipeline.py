@@ -13,7 +13,7 @@ Stages that have no block yet run on zeros; what they write lies where nothing h
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -25,8 +25,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from avatar_jax.core import axes, check
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
-from avatar_jax.stream import rollout
-from avatar_jax.stream.state import BlockInput, Flight, Scene
+from avatar_jax.stream import engine, rollout
+from avatar_jax.stream.state import BlockInput, Flight, Scene, Tied
 
 DATA, STAGE = "data", "stage"
 _EVERYWHERE = PartitionSpec()
@@ -36,8 +36,8 @@ _EVERYWHERE = PartitionSpec()
 class PipelineState:
     """What a tick reads and replaces; every leaf has a leading axis of stages, each stage holding its own entry."""
 
-    memories: tuple[Any, ...]  # one a step of the stage
-    flight: Flight  # the block that the stage works on next; the first stage's has been drawn
+    memories: Any  # one a step of the stage, or what the engine's `begin` gives where one stage does all steps
+    flight: Flight | None  # the block that the stage works on next; the first stage's has been drawn
     cross: Any  # the prompt that its block follows
 
 
@@ -81,12 +81,12 @@ def _tick(
     p: dict, state: PipelineState, entering: BlockInput, *, stages: int, cfg: Config
 ) -> tuple[PipelineState, jax.Array]:
     """One tick as one stage sees it. Returns its new state, and the latents that came to it, [1, B, F, h, w, C]."""
-    stage, steps = jax.lax.axis_index(STAGE), check.stages(stages, cfg)
-    flight, cross = rollout.enter(p, _own(entering), cfg=cfg), _own(state.cross)
-    memories = _own(state.memories)
+    memories, cross = _own(state.memories), _own(state.cross)
     if stages == 1:
-        memories, flight = rollout.draw(p, memories, flight, cross, cfg=cfg)
-        return PipelineState(_held(memories), _held(flight), state.cross), flight.latent[None]
+        memories, latent = engine.kind(cfg).denoise(p, memories, _own(entering), cross, cfg=cfg)
+        return PipelineState(_held(memories), None, state.cross), latent[None]
+    stage, steps = jax.lax.axis_index(STAGE), check.stages(stages, cfg)
+    flight = rollout.enter(p, _own(entering), cfg=cfg)
     flight = jax.tree.map(lambda new, old: jnp.where(stage == 0, new, old), flight, _own(state.flight))
     heard = dit.hear(p, (flight.voice,), cfg=cfg.dit)
     memories, flight = rollout.advance(p, memories, flight, stage * steps, steps, heard, cross, cfg=cfg)
@@ -101,9 +101,18 @@ def _rows(cfg: Config) -> tuple[PartitionSpec, PartitionSpec]:
     return PartitionSpec(STAGE, DATA), PartitionSpec(STAGE, *layers, DATA)
 
 
-def _specs(cfg: Config) -> PipelineState:
+def _specs(cfg: Config) -> Any:
+    """A prefix of the tree of a state."""
     flights, memories = _rows(cfg)
-    return PipelineState(memories, flights, memories)  # type: ignore[arg-type]  # a prefix of the tree
+    specs: Any = PipelineState(Tied(memories, flights) if cfg.stream.knot else memories, flights, memories)  # type: ignore[arg-type]
+    return specs
+
+
+def _map_memories(deep: Callable[[Any], Any], flat: Callable[[Any], Any], memories: Any) -> Any:
+    """`deep` of keys and values, that may have a leading axis of layers, and `flat` of latents, that have none."""
+    if isinstance(memories, Tied):
+        return Tied(jax.tree.map(deep, memories.caches), flat(memories.knot))
+    return jax.tree.map(deep, memories)
 
 
 def _manual(mesh: Mesh) -> set[str]:
@@ -123,7 +132,7 @@ def shardings(state: PipelineState, mesh: Mesh, cfg: Config) -> PipelineState:
         return axes.over(mesh, *flights)
 
     return PipelineState(
-        jax.tree.map(heads, state.memories), jax.tree.map(whole, state.flight), jax.tree.map(heads, state.cross)
+        _map_memories(heads, whole, state.memories), jax.tree.map(whole, state.flight), jax.tree.map(heads, state.cross)
     )
 
 
@@ -171,7 +180,7 @@ def _change(
         return jax.lax.dynamic_update_slice(whole, part, at)
 
     def new(state: PipelineState) -> PipelineState:
-        memories = rollout.refill(p, _own(state.memories), held, slot)
+        memories = engine.kind(cfg).refill(p, _own(state.memories), held, slot)
         return PipelineState(_held(memories), state.flight, _held(jax.tree.map(put, _own(state.cross), cross)))
 
     return jax.lax.cond(where[0, 0], new, lambda state: state, state)
@@ -213,20 +222,22 @@ def abstract(p: dict, scene: Scene, entering: BlockInput, *, mesh: Mesh, cfg: Co
     stages, streams = entering.noise.shape[:2]
     layers = int(cfg.dit.layer_loop == "scan")
 
-    def wide(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((stages, *leaf.shape[:layers], streams, *leaf.shape[layers + 1 :]), leaf.dtype)
-
     def enter(p: dict, block: BlockInput) -> Flight:
         return rollout.enter(p, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), block), cfg=cfg)
 
-    def memory(p: dict, scene: Scene) -> Any:
-        return rollout.remember(p, rollout.prefill(p, scene, cfg=cfg), cfg=cfg)
+    def begin(p: dict, scene: Scene) -> Any:
+        held = rollout.prefill(p, scene, cfg=cfg)
+        if stages > 1:
+            return rollout.begin(p, held, check.stages(stages, cfg), cfg=cfg)
+        return engine.kind(cfg).begin(p, held, cfg=cfg)
 
-    flight = jax.eval_shape(enter, p, entering)
-    flight = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((stages, streams, *leaf.shape[1:]), leaf.dtype), flight)
-    held = jax.tree.map(wide, jax.eval_shape(memory, p, scene))
-    memories = (held,) * min(check.stages(stages, cfg), cfg.stream.memories)
-    state = PipelineState(memories, flight, jax.tree.map(wide, scene.cross))
+    def of_stage(leaf: Any, *, axis: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((stages, *leaf.shape[:axis], streams, *leaf.shape[axis + 1 :]), leaf.dtype)
+
+    flat, deep = functools.partial(of_stage, axis=0), functools.partial(of_stage, axis=layers)
+    memories = _map_memories(deep, flat, jax.eval_shape(begin, p, scene))
+    flight = jax.tree.map(flat, jax.eval_shape(enter, p, entering)) if stages > 1 else None
+    state = PipelineState(memories, flight, jax.tree.map(deep, scene.cross))
     lying = shardings(state, mesh, cfg)
     return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), state, lying)
 

@@ -194,12 +194,16 @@ class Pool:
         for block in list(blocks.values())[:1]:
             self._nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), block)
         nothing: Any = self._nothing
-        places = [clock.place(seat.entered if seat else 0, self._cfg) for seat in self._seats]
-        streams: list[BlockInput] = [dataclasses.replace(nothing, place=place) for place in places]
+        streams: list[BlockInput] = [self._pause(nothing, seat) for seat in self._seats]
         for stream, block in blocks.items():
             streams[stream] = block
         rows = [streams[row * self._slots : (row + 1) * self._slots] for row in range(self._rows)]
         return pipeline.enter(rows, nothing, self._mesh)
+
+    def _pause(self, nothing: BlockInput, seat: Seat | None) -> BlockInput:
+        """No block, at the place of a seat's next one."""
+        place = clock.place(seat.entered if seat else 0, self._cfg)
+        return dataclasses.replace(nothing, place=dataclasses.replace(place, filled=np.zeros_like(place.filled)))
 
     def _come_home(self, seats: list[Seat | None], latents: jax.Array) -> None:
         """Decodes what is done, each stream after its own tail; what a seat's former stream drew is dropped."""

@@ -60,10 +60,11 @@ def prefill(p: dict, scene: Scene, *, cfg: Config) -> Any:
     )
 
 
-def remember(p: dict, held: Any, *, cfg: Config) -> Any:
-    """A memory with nothing but a scene in it. p: weights of the transformer; held: from `prefill`."""
-    slots = cfg.stream.window_blocks * cfg.stream.block_latents * cfg.tokens_per_frame
-    return kv.each(p["blocks"], lambda keys_values: kv.empty(*keys_values, slots=slots), held)
+def begin(p: dict, held: Any, count: int | None = None, *, cfg: Config) -> tuple[Any, ...]:
+    """A stream's memories, or `count` of them, with nothing but a scene in them; held: from `prefill`."""
+    slots = cfg.stream.memory_latents * cfg.tokens_per_frame
+    memory = kv.each(p["blocks"], lambda keys_values: kv.empty(*keys_values, slots=slots), held)
+    return tuple(jax.tree.map(jnp.copy, memory) for _ in range(count or cfg.stream.memories))
 
 
 def warm(p: dict, still: jax.Array, *, cfg: Config) -> vae.Tail:
@@ -82,9 +83,8 @@ def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
       scene: from `view`.
       cfg: the run.
     """
-    memory = remember(weights.dit, prefill(weights.dit, scene, cfg=cfg), cfg=cfg)
-    memories = tuple(jax.tree.map(jnp.copy, memory) for _ in range(cfg.stream.memories))
-    return StreamState(memories, warm(weights.vae, scene.still, cfg=cfg))
+    held = prefill(weights.dit, scene, cfg=cfg)
+    return StreamState(begin(weights.dit, held, cfg=cfg), warm(weights.vae, scene.still, cfg=cfg))
 
 
 def refill(p: dict, caches: tuple[Any, ...], held: Any, stream: int | jax.Array = 0) -> tuple[Any, ...]:
@@ -146,7 +146,7 @@ def call(
         filled=place.filled,
         heard=heard,
         cross=cross,
-        given=condition.Given(pose=flight.pose),
+        given=condition.Given(known=flight.known, pose=flight.pose),
         cfg=cfg.dit,
     )
 

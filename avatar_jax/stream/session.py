@@ -66,11 +66,11 @@ def devices_of(cfg: configs.Config) -> tuple[list[Any], list[Any]]:
 def make_engines(weights: Weights, scene: Scene, cfg: configs.Config) -> engine.Engines:
     """What draws for every session of a scene, as `cfg.mesh` says."""
     devices, decoders = devices_of(cfg)
-    if cfg.mesh.devices == cfg.mesh.streams == 1:
-        return functools.partial(engine.Sequential, weights, scene, rollout.make_start(cfg)(weights, scene), cfg)
-    if cfg.mesh.driver == "chain":
-        begin = rollout.make_start(cfg)(weights, scene)
-        return functools.partial(chain.Chained, weights, scene, begin, [*devices, *decoders], cfg)
+    if cfg.mesh.devices == cfg.mesh.streams == 1 or cfg.mesh.driver == "chain":
+        begin = engine.kind(cfg).make_start(cfg)(weights, scene)
+        if cfg.mesh.driver == "chain":
+            return functools.partial(chain.Chained, weights, scene, begin, [*devices, *decoders], cfg)
+        return functools.partial(engine.Sequential, weights, scene, begin, cfg)
     mesh = pipeline.make_mesh(devices, stages=cfg.mesh.stages, data=cfg.mesh.data, tensor=cfg.mesh.tensor)
     seats = pool.Pool(engine.place(weights, mesh, cfg), mesh, decoders, cfg)
     return functools.partial(seats.join, seats.act(scene))
@@ -145,18 +145,18 @@ class Session:
         self._engine.close()
 
     def _heard(self, features: jax.Array) -> jax.Array:
-        """A block's features behind their left context, [context + T, layers, width]."""
+        """A block's features behind their left context, [context + T, layers, width], T with those of a knot."""
         cfg, rest = self._cfg.stream, self._ear.rest
         if self._context is None or cfg.audio_history == "repeated":
             before = features[0] if rest is None or cfg.audio_history == "repeated" else rest
             self._context = jnp.tile(before, (cfg.audio_context, 1, 1))
         heard = jnp.concatenate([self._context, features])
-        self._context = heard[-cfg.audio_context :]
+        self._context = heard[self._cfg.block_frames :][: cfg.audio_context]  # what precedes the next block
         return heard
 
     def _input(self, features: jax.Array) -> BlockInput:
         cfg = self._cfg
-        shape = (1, cfg.stream.block_latents, *cfg.latent_size, cfg.vae.latent_channels)
+        shape = (1, cfg.stream.noise_latents, *cfg.latent_size, cfg.vae.latent_channels)
         return BlockInput(
             features=self._heard(features)[None],
             noise=jax.random.normal(jax.random.fold_in(self._key, self._blocks), shape),

@@ -21,14 +21,22 @@ class Scene:
 
 
 @flax.struct.dataclass
+class Tied:
+    """What a block of the knot engine reads and replaces."""
+
+    caches: tuple[Any, ...]  # one memory, of finished latents alone
+    knot: jax.Array  # [B, k, h, w, C], the next block's first latents as the last block saw them
+
+
+@flax.struct.dataclass
 class StreamState:
     """What a block reads and replaces.
 
     `caches` holds one memory a denoising step ("timestep" history) or a single one ("clean"); each memory is one
-    `KVCache` a layer.
+    `KVCache` a layer. The knot engine holds `Tied`.
     """
 
-    caches: tuple[Any, ...]
+    caches: Any
     tail: Tail  # the VAE decoder's
 
 
@@ -36,10 +44,11 @@ class StreamState:
 class Place:
     """Where a block stands in its stream and in the ring; every stream of a batch in its own place."""
 
-    time: Phase  # of its latent frames, [B, F, K_time]
+    time: Phase  # of its latent frames, [B, F, K_time], a knot's included
     reference_time: Phase  # of the reference in each network call, [B, calls, 1, K_time]
-    slots: jax.Array | np.ndarray  # int32 [B, 1], ring slot of this block
-    filled: jax.Array | np.ndarray  # int32 [B], ring tokens that hold something, this block included
+    slots: jax.Array | np.ndarray  # int32 [B, 1], ring slot of this block; with a knot [B, F], of each latent
+    filled: jax.Array | np.ndarray  # int32 [B], ring tokens that hold something with this block; 0: there is no block
+    tied: jax.Array | np.ndarray | None = None  # bool [B], whether the block before has left a knot; None: nobody does
 
 
 @flax.struct.dataclass
@@ -47,7 +56,7 @@ class BlockInput:
     """What the host knows of one block before it is drawn."""
 
     features: jax.Array  # sound, [B, context + frames, layers, audio_width]
-    noise: jax.Array  # [B, F, h, w, C]
+    noise: jax.Array  # [B, F, h, w, C]; with a knot every step's, one after the other, [B, steps F, h, w, C]
     place: Place
     pose: jax.Array | None = None  # latents of a pose video, [B, F, h, w, C]; None for no pose
 
@@ -60,6 +69,7 @@ class Flight:
     voice: Voice
     place: Place
     pose: jax.Array | None = None
+    known: jax.Array | None = None  # mask and known latents beside it, [B, F, h, w, condition_channels]
 
 
 @flax.struct.dataclass

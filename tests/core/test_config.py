@@ -1,12 +1,16 @@
 """Impossible configurations are refused by name."""
 
 import dataclasses
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 
 from avatar_jax.core import check, config
 from configs.tiny import get_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_the_shipped_config_is_valid_and_hashable():
@@ -14,6 +18,16 @@ def test_the_shipped_config_is_valid_and_hashable():
     assert hash(cfg) == hash(get_config()) and cfg == get_config()
     assert (cfg.block_frames, cfg.block_samples, cfg.grid) == (12, 7680, (6, 6))
     assert json.loads(config.to_json(cfg))["stream"]["steps"] == cfg.stream.steps
+
+
+RUNS = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "reader"))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_is_possible(name: str):
+    """All but the reader's, which has a schema of its own."""
+    cfg = check.validate(importlib.import_module(f"configs.{name}").get_config())
+    assert cfg.name == name and json.loads(config.to_json(cfg))
 
 
 @pytest.mark.parametrize(
@@ -31,6 +45,8 @@ def test_the_shipped_config_is_valid_and_hashable():
         ("stream", "reference_ahead", (5, 4)),
         ("stream", "audio_ahead", 3),
         ("stream", "warm_latents", 2),
+        ("stream", "engine", "knots"),
+        ("dit", "condition_channels", 20),
         ("vae", "temporal", (True,)),
     ],
 )

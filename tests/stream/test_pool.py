@@ -1,6 +1,7 @@
 """Streams that share a mesh know nothing of each other: each draws what it draws alone."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -9,8 +10,9 @@ from jax.sharding import Mesh
 
 from avatar_jax.core.check import validate
 from avatar_jax.core.config import TrainingConfig
-from avatar_jax.stream import engine, pipeline, pool, rollout
-from avatar_jax.stream.state import Scene, Weights
+from avatar_jax.stream import engine, pipeline, pool
+from avatar_jax.stream.state import BlockInput, Scene, Weights
+from tests.stream import algorithm_1, test_knot
 from tests.stream.test_pipeline import begin, block_of, run
 from tests.stream.test_session import small, weights_of
 
@@ -38,12 +40,13 @@ class Stream:
     other: Scene
     blocks: int
     hasty: bool
+    bring: Callable[[int, TrainingConfig], BlockInput] = block_of
     seat: pool.Seat | None = None
     fed: int = 0
     drawn: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     def block(self, number: int, cfg: TrainingConfig):
-        return dataclasses.replace(block_of(number, cfg), noise=block_of(1000 * self.number + number, cfg).noise)
+        return dataclasses.replace(self.bring(number, cfg), noise=self.bring(1000 * self.number + number, cfg).noise)
 
     def act(self, drawer: engine.Engine, number: int, cfg: TrainingConfig) -> None:
         if number == 5:
@@ -52,7 +55,8 @@ class Stream:
             drawer.adapt()
 
     def alone(self, weights: Weights, cfg: TrainingConfig) -> list[np.ndarray]:
-        drawer, drawn = engine.Sequential(weights, self.scene, rollout.start(weights, self.scene, cfg=cfg), cfg), []
+        state = engine.kind(cfg).start(weights, self.scene, cfg=cfg)
+        drawer, drawn = engine.Sequential(weights, self.scene, state, cfg), []
         for number in range(len(self.drawn)):
             self.act(drawer, number, cfg)
             drawn += [np.asarray(block.latent) for block in drawer.feed(self.block(number, cfg))]
@@ -121,3 +125,16 @@ def test_a_full_pool_says_so():
     first.close()
     first.close()
     assert seats.join(act).stream == first.stream
+
+
+def test_streams_of_the_knot_engine():
+    """Two rows of one stage; a pause or a new stream leaves every other stream's knot alone."""
+    cfg, scene_of = with_seats(algorithm_1.small(), 2, data=2), algorithm_1.scene_of
+    people = [
+        Stream(number, scene_of(cfg, number), scene_of(cfg, 50 + number), 3 + 2 * number, False, test_knot.block_of)
+        for number in range(4)
+    ]
+    assert visit(pool_of(algorithm_1.weights(), cfg), people, cfg, 70, 0) == 2
+    for person in people:
+        expected = person.alone(algorithm_1.weights(), cfg)
+        np.testing.assert_allclose(np.stack(person.drawn), np.stack(expected), atol=2e-5)
