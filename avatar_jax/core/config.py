@@ -7,7 +7,7 @@ Dataclasses are hashable and treated as frozen after `check.validate`, so they a
 import dataclasses
 import difflib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -74,6 +74,18 @@ class VaeConfig:
         return 2 ** sum(self.temporal)
 
 
+class Signal(NamedTuple):
+    """What drives the picture beside the sound: some numbers a video frame, each a deviation from rest in its unit."""
+
+    name: str
+    spread: tuple[float, ...]  # the usual size of each number, by which the network divides it
+
+    @property
+    def width(self) -> int:
+        """Numbers of one video frame."""
+        return len(self.spread)
+
+
 @dataclasses.dataclass(unsafe_hash=True)
 class DitConfig:
     """Causal diffusion transformer (Wan block form)."""
@@ -101,6 +113,7 @@ class DitConfig:
     layer_loop: str  # "scan" or "unroll"
     compute_dtype: str
     attention: str  # kernel name, see avatar_jax/nn/attention.py
+    signals: tuple[Signal, ...] = ()  # read by the audio injectors, a token a latent frame each
 
     @property
     def head_size(self) -> int:
@@ -241,6 +254,7 @@ class TrainConfig:
     dit_drop_audio: float
     dit_motion: float  # share of the loss that goes where the picture moves
     dit_reference_span: tuple[int, int]  # rope position of the reference relative to the window's first latent
+    dit_drop_signal: float = 0.0  # share of windows that lack a signal, wholly or in part; each signal by itself
 
 
 @dataclasses.dataclass(unsafe_hash=True)

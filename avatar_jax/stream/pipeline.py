@@ -74,7 +74,7 @@ def _tick(
         before = _own(state.flight)
         moved = jax.lax.ppermute(pack(before), STAGE, [(k, k + 1) for k in range(stages - 1)])
         flight = jax.tree.map(lambda new, old: jnp.where(stage == 0, new, old), flight, unpack(moved, before))
-    heard = dit.hear(p, (flight.voice,), cfg=cfg.dit)
+    heard = dit.hear(p, flight.voices, cfg=cfg.dit)
     memories, flight = rollout.advance(p, _own(state.memories), flight, stage * steps, steps, heard, cross, cfg=cfg)
     return PipelineState(_held(memories), _held(flight), state.cross), flight.latent[None]
 

@@ -13,8 +13,8 @@ from avatar_jax.core import axes
 from avatar_jax.core import config as configs
 from avatar_jax.io import checkpoint
 from avatar_jax.models import dit, vae
-from avatar_jax.stream import chain, clock, engine, hear, pipeline, prompt, rollout
-from avatar_jax.stream.state import BlockInput, Place, Scene, StreamState, Weights
+from avatar_jax.stream import chain, clock, engine, hear, pipeline, prompt, rollout, speaker
+from avatar_jax.stream.state import BlockInput, Place, Scene, Speaker, StreamState, Weights
 
 Blocks = list[np.ndarray]
 
@@ -27,6 +27,7 @@ class Avatar:
     scene: Scene
     hearing: hear.Hearing
     engine: engine.Engines
+    masks: np.ndarray | None = None  # of its speakers, from `speaker.token_masks`; None: one, all of the picture
 
 
 def load_weights(cfg: configs.Config, folder: pathlib.Path) -> Weights:
@@ -81,6 +82,7 @@ def make_avatar(
     *,
     text: jax.Array | None = None,
     hearing: hear.Hearing | None = None,
+    masks: np.ndarray | None = None,
 ) -> Avatar:
     """Prepares a portrait: encodes it, fills the memories with it, warms up.
 
@@ -92,19 +94,22 @@ def make_avatar(
       portrait: uint8 [H, W, 3], of the configured size.
       text: rows of the prompt, from `prompt.encode`, if the model reads one.
       hearing: from `load_hearing`; log-mel features need none.
+      masks: what of the portrait each of several speakers drives, [speakers, H, W] in 0..1.
     """
     wanted = (cfg.video.height, cfg.video.width, 3)
     if portrait.shape != wanted:
         raise ValueError(f"portrait of shape {portrait.shape}: must be {wanted}")
+    driven = None if masks is None else speaker.token_masks(masks, cfg)
     devices = devices_of(cfg)
     scene = rollout.make_view(cfg)(weights.vae, vae.from_uint8(portrait)[None, None])
     if text is not None:
         scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
     begin = rollout.make_start(cfg)(weights, scene)
-    avatar = Avatar(cfg, scene, hearing or hear.make_hearing(cfg), make_engines(weights, scene, begin, devices, cfg))
+    engines = make_engines(weights, scene, begin, devices, cfg)
+    avatar = Avatar(cfg, scene, hearing or hear.make_hearing(cfg), engines, driven)
     warm_up = Session(avatar)
     warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
-    warm_up.finish()
+    warm_up.finish()  # the other speakers are silent as long
     return avatar
 
 
@@ -113,58 +118,82 @@ class Session:
 
     def __init__(self, avatar: Avatar):
         self._cfg, self._scene = avatar.cfg, avatar.scene
-        self._ear, self._engine = avatar.hearing(), avatar.engine()
-        self._context: np.ndarray | None = None
-        self._blocks, self._samples = 0, 0
+        self._masks: Any = [None] if avatar.masks is None else avatar.masks
+        self._tracks = [speaker.Track(avatar.hearing(), avatar.cfg) for _ in self._masks]
+        self._engine, self._blocks = avatar.engine(), 0
         self._key = jax.random.key(self._cfg.stream.seed)
         self._first: Any = None  # latent of the stream's first frame, while the scene waits for it
 
     @property
     def samples(self) -> int:
-        """Audio samples taken so far."""
-        return self._samples
+        """Audio samples taken so far, of the speaker who is furthest."""
+        return max(track.samples for track in self._tracks)
 
-    def push_audio(self, samples: np.ndarray) -> Blocks:
+    def push_audio(self, samples: np.ndarray, speaker: int = 0) -> Blocks:
         """Takes mono float32 samples at the model's rate, any number of them.
+
+        A block is drawn when the sound of every speaker is there; one who says nothing needs zeros.
 
         Returns:
           the blocks they complete, each uint8 [T, H, W, 3].
         """
-        self._samples += len(samples)
-        return self._draw(self._ear.push(np.asarray(samples, np.float32)))
+        self._track(speaker).push(np.asarray(samples, np.float32))
+        return self._draw()
+
+    def push_signals(self, name: str, rows: np.ndarray, speaker: int = 0, frame: int | None = None) -> None:
+        """Takes a driving signal, one row a video frame, as `config.dit.signals` describes it.
+
+        Nothing waits for signals: a block uses the rows that came before the sound that completes it. A frame without
+        a row, or with NaN in it, is drawn as the model sees fit.
+
+        Args:
+          name: of the signal.
+          rows: deviations from rest, [T, width].
+          speaker: whom it drives.
+          frame: video frame of the first row; by default the one after the last row that came.
+        """
+        self._track(speaker).signals.push(name, rows, frame)
 
     def finish(self) -> Blocks:
         """Shows what is left, the last block cut so that the frames cover the sound exactly."""
-        blocks = self._draw(self._ear.finish()) + self._show(self._engine.drain())
-        over = self._blocks * self._cfg.block_frames - clock.frames_of(self._samples, self._cfg)
+        samples = self.samples
+        for track in self._tracks:
+            track.finish(samples)
+        blocks = self._draw() + self._show(self._engine.drain())
+        over = self._blocks * self._cfg.block_frames - clock.frames_of(samples, self._cfg)
         if blocks and over > 0:
             blocks[-1] = blocks[-1][:-over]
         return blocks
 
-    def _heard(self, features: np.ndarray) -> np.ndarray:
-        """A block's features behind their left context, [context + T, layers, width]."""
-        cfg, rest = self._cfg.stream, self._ear.rest
-        if self._context is None or cfg.audio_history == "repeated":
-            before = features[0] if rest is None or cfg.audio_history == "repeated" else rest
-            self._context = np.tile(before, (cfg.audio_context, 1, 1))
-        heard = np.concatenate([self._context, features])
-        self._context = heard[-cfg.audio_context :]
-        return heard
+    def _track(self, number: int) -> speaker.Track:
+        if not 0 <= number < len(self._tracks):
+            raise ValueError(f"speaker {number}: the avatar has {len(self._tracks)}, counted from 0")
+        return self._tracks[number]
 
-    def _input(self, features: np.ndarray) -> BlockInput:
+    def _speaker(self, track: speaker.Track, mask: np.ndarray | None) -> Speaker:
+        features = track.take()
+        frames = len(features) - self._cfg.stream.audio_context
+        signals = track.signals.take(self._blocks * self._cfg.block_frames, frames)
+        return Speaker(
+            features=jnp.asarray(features)[None],
+            signals={name: jnp.asarray(rows)[None] for name, rows in signals.items()},
+            mask=None if mask is None else jnp.asarray(mask),
+        )
+
+    def _input(self) -> BlockInput:
         cfg = self._cfg
         slots, filled = clock.place(self._blocks, cfg)
         shape = (1, cfg.stream.block_latents, *cfg.latent_size, cfg.vae.latent_channels)
         return BlockInput(
-            features=jnp.asarray(self._heard(features))[None],
+            speakers=tuple(map(self._speaker, self._tracks, self._masks)),
             noise=jax.random.normal(jax.random.fold_in(self._key, self._blocks), shape),
             place=Place(*clock.phases(self._blocks, cfg), jnp.asarray(slots), jnp.asarray(filled)),
         )
 
-    def _draw(self, heard: hear.Features) -> Blocks:
+    def _draw(self) -> Blocks:
         blocks = []
-        for features in heard:
-            drawn = self._engine.feed(self._input(features))
+        while all(track.ready for track in self._tracks):
+            drawn = self._engine.feed(self._input())
             self._blocks += 1
             self._adapt(drawn)
             blocks += self._show(drawn)
