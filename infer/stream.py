@@ -1,6 +1,7 @@
 """A portrait and a recording to a talking video; with a text-to-video configuration, a prompt to a clip.
 
     python -m infer.stream --image=face.png --audio=speech.wav --output=talk.mp4
+    python -m infer.stream --image=pair.png --audio=ann.wav --audio=bob.wav --speakers=left,right --output=talk.mp4
     python -m infer.stream --config=configs/live_avatar_14b.py --checkpoint=weights/live_avatar \\
         --image=face.png --audio=speech.wav --prompt="She tells a story" --output=talk.mp4
     python -m infer.stream --config=configs/wan_t2v_1b3.py --checkpoint=weights/wan_t2v_1b3 \\
@@ -12,10 +13,12 @@ gets its final name at once, with `talk.json` beside it (speed, lip sync and the
 what was generated. Everything that can be wrong with the input is checked before JAX is imported.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +27,7 @@ from absl import flags
 
 from avatar_jax.core import check
 from avatar_jax.core import config as configs
-from avatar_jax.io.audio import AudioStream, open_audio, verify_audio
+from avatar_jax.io.audio import AudioStream, aligned, mix, open_audio, verify_audio
 from avatar_jax.io.errors import InputError
 from avatar_jax.io.video import CODECS, VideoWriter
 from infer import clip, door, order, summary
@@ -36,8 +39,12 @@ SOUND_HZ = 48_000  # the video keeps the recording's full band; the model hears 
 class Engine(Protocol):
     """What the loop needs of `avatar_jax.stream.session.Session`."""
 
-    def push_audio(self, samples: np.ndarray) -> list[np.ndarray]:
+    def push_audio(self, samples: np.ndarray, speaker: int = 0) -> list[np.ndarray]:
         """Takes sound [n], returns the blocks it completes, each uint8 [T, H, W, 3]."""
+        ...
+
+    def push_signals(self, name: str, rows: np.ndarray, speaker: int = 0) -> None:
+        """Takes a driving signal [T, width], one row a video frame."""
         ...
 
     def finish(self) -> list[np.ndarray]:
@@ -50,10 +57,12 @@ class Request:
     """A checked order: every file exists and can be read, the output can be written."""
 
     cfg: configs.Config
-    audio: Path
+    audio: list[Path]  # one a speaker
     output: Path
     checkpoint: Path
     portrait: np.ndarray  # uint8 [H, W, 3]
+    masks: np.ndarray | None  # [speakers, H, W]
+    signals: list[order.Signals]  # of the first speakers
     prompt: str | None
     seconds: float
     overwrite: bool
@@ -70,7 +79,12 @@ def define() -> None:
     door.define_config("configs/tiny.py")
     flags.declare_key_flag("config")
     flags.DEFINE_string("image", None, "Portrait (PNG, JPEG or WebP); the embedded one if left out.")
-    flags.DEFINE_string("audio", None, "Recording, or a video with sound; the embedded one if left out.")
+    said = "Recording, or a video with sound; the embedded one if left out. Once for each speaker."
+    flags.DEFINE_multi_string("audio", None, said)
+    shown = "What of the picture each --audio drives: left or right half, or a mask file, white where the speaker is."
+    flags.DEFINE_list("speakers", None, shown)
+    driven = "Driving signals: an .npz of arrays [video frames, width], named as in config.dit.signals."
+    flags.DEFINE_multi_string("signals", None, f"{driven} Once for each --audio, if at all.")
     flags.DEFINE_string("prompt", None, "What the video shows, for models that read text.")
     flags.DEFINE_string("negative_prompt", "", "What a clip from a prompt should not look like.")
     flags.DEFINE_string("output", None, "The video to write, an .mp4 name (required).")
@@ -85,13 +99,26 @@ def check_request() -> Request:
     cfg = check.validate(FLAGS.config)
     output = order.check_output(FLAGS.output, overwrite=FLAGS.overwrite)
     image = FLAGS.image if FLAGS.image is not None else door.embedded("portrait.png")
-    audio = Path(FLAGS.audio if FLAGS.audio is not None else door.embedded("speech.wav"))
-    if output.exists() and audio.exists() and output.samefile(audio):
+    audio = [Path(path) for path in FLAGS.audio or [door.embedded("speech.wav")]]
+    if output.exists() and any(path.exists() and output.samefile(path) for path in audio):
         raise InputError(f"{FLAGS.output}: is the recording itself; choose another --output")
     cfg, portrait = order.check_portrait(image, cfg)
     checkpoint, prompt = order.check_checkpoint(FLAGS.checkpoint, cfg), order.check_prompt(FLAGS.prompt, cfg)
-    seconds = verify_audio(audio)
-    return Request(cfg, audio, output, checkpoint, portrait, prompt, seconds, FLAGS.overwrite, FLAGS.vcodec)
+    masks = order.check_speakers(FLAGS.speakers, len(audio), cfg)
+    signals = order.check_signals(FLAGS.signals or [], len(audio), cfg)
+    return Request(
+        cfg=cfg,
+        audio=audio,
+        output=output,
+        checkpoint=checkpoint,
+        portrait=portrait,
+        masks=masks,
+        signals=signals,
+        prompt=prompt,
+        seconds=max(map(verify_audio, audio)),
+        overwrite=FLAGS.overwrite,
+        vcodec=FLAGS.vcodec,
+    )
 
 
 def prepare(request: Request, cache: str | None) -> tuple[Engine, float]:
@@ -116,30 +143,47 @@ def prepare(request: Request, cache: str | None) -> tuple[Engine, float]:
     if cfg.text and request.prompt:  # first: the text encoder is as large as all the rest, and not kept
         (text,) = prompt.encode(folder, [request.prompt], text=cfg.text, length=cfg.dit.text_tokens)
     hearing = session.load_hearing(cfg, folder)
-    avatar = session.make_avatar(cfg, session.load_weights(cfg, folder), request.portrait, text=text, hearing=hearing)
+    weights, said = session.load_weights(cfg, folder), {"text": text, "hearing": hearing}
+    avatar = session.make_avatar(cfg, weights, request.portrait, masks=request.masks, **said)
     return session.Session(avatar), compile_s[0]
+
+
+def pieces(audio: Sequence[AudioStream], samples: int) -> Iterator[np.ndarray]:  # each [speakers, n]
+    """The recordings in step, `samples` at a time, to the end of the longest."""
+    while (piece := aligned([stream.read(samples) for stream in audio])).size:
+        yield piece
+
+
+def push(engine: Engine, piece: np.ndarray, signals: list[order.Signals], frames: slice) -> list[np.ndarray]:
+    """Gives the engine a piece of sound [speakers, n] and, before it, the signals of its frames; returns blocks."""
+    for speaker, given in enumerate(signals):
+        for name, rows in given.items():
+            engine.push_signals(name, rows[frames], speaker)
+    return [block for speaker, sound in enumerate(piece) for block in engine.push_audio(sound, speaker)]
 
 
 def run(
     engine: Engine,
-    audio: AudioStream,
-    sound: AudioStream,
+    audio: Sequence[AudioStream],
+    sound: Sequence[AudioStream],
     writer: VideoWriter,
     meter: summary.SyncMeter | None,
     progress: Any,
     *,
-    samples: int,
+    signals: list[order.Signals],
+    cfg: configs.Config,
 ) -> summary.Timing:
-    """Feeds a recording to the engine as if it were live and writes what comes out.
+    """Feeds recordings to the engine as if they were live and writes what comes out.
 
     Args:
         engine: the session.
-        audio: the recording at the model's rate.
-        sound: the same recording at the writer's rate, for the video.
+        audio: each speaker's recording at the model's rate.
+        sound: the same recordings at the writer's rate, heard together in the video.
         writer: takes frames and sound.
         meter: measures the lip sync, where it can.
         progress: a tqdm bar in seconds of video.
-        samples: how much sound to push at a time.
+        signals: what else drives each speaker.
+        cfg: the run; a block of sound is pushed at a time.
     """
     timing, start = summary.Timing(), time.perf_counter()
 
@@ -148,7 +192,7 @@ def run(
         timing.engine_s += [done - began] if blocks else []
         for frames in blocks:
             timing.first_frame_s = timing.first_frame_s or done - start
-            under = sound.read(len(frames) * SOUND_HZ // writer.fps)
+            under = mix([stream.read(len(frames) * SOUND_HZ // writer.fps) for stream in sound])
             at = time.perf_counter()
             writer.write(frames, under)
             timing.encode_s += time.perf_counter() - at
@@ -157,16 +201,16 @@ def run(
             timing.video_frames += len(frames)
             progress.update(len(frames) / writer.fps)
 
-    for piece in audio.blocks(samples):
+    for block, piece in enumerate(pieces(audio, cfg.block_samples)):
         began = time.perf_counter()
-        show(engine.push_audio(piece), began)
+        show(push(engine, piece, signals, slice(block * cfg.block_frames, (block + 1) * cfg.block_frames)), began)
     began = time.perf_counter()
     show(engine.finish(), began)
     return timing
 
 
 def make_video(request: Request, engine: Engine) -> tuple[summary.Timing, dict[str, Any] | None, tuple[int, int]]:
-    """Runs the engine over the recording into the output.
+    """Runs the engine over the recordings into the output.
 
     Returns:
         the timing, the lip-sync score, and the size shown (rows, columns).
@@ -174,10 +218,10 @@ def make_video(request: Request, engine: Engine) -> tuple[summary.Timing, dict[s
     from tqdm import tqdm
 
     cfg, style = request.cfg, "{l_bar}{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]"
-    meter = summary.SyncMeter(fps=cfg.video.fps, audio_hz=SOUND_HZ) if cfg.video.drawn else None
+    alone = len(request.audio) == 1  # whose lips would be measured?
+    meter = summary.SyncMeter(fps=cfg.video.fps, audio_hz=SOUND_HZ) if cfg.video.drawn and alone else None
     with (
-        open_audio(request.audio, audio_hz=cfg.sound.audio_hz) as audio,
-        open_audio(request.audio, audio_hz=SOUND_HZ) as sound,
+        contextlib.ExitStack() as opened,
         tqdm(total=request.seconds, disable=not sys.stderr.isatty(), bar_format=style, leave=False) as bar,
         VideoWriter(
             request.output,
@@ -189,8 +233,12 @@ def make_video(request: Request, engine: Engine) -> tuple[summary.Timing, dict[s
             vcodec=request.vcodec,
         ) as writer,
     ):
+        audio, sound = (
+            [opened.enter_context(open_audio(path, audio_hz=hz)) for path in request.audio]
+            for hz in (cfg.sound.audio_hz, SOUND_HZ)
+        )
         try:
-            timing = run(engine, audio, sound, writer, meter, bar, samples=cfg.block_samples)
+            timing = run(engine, audio, sound, writer, meter, bar, signals=request.signals, cfg=cfg)
         except KeyboardInterrupt as error:
             if not writer.video_frames:
                 raise

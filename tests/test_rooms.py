@@ -31,9 +31,9 @@ LEVELS = {
     "infer": 5,
     "train": 5,
 }
-# Beyond the levels: diffusion is mathematics on arrays, a run's settings know only the schema.
-ALLOWED = {"diffusion": {"core", "diffusion"}, "configs": {"core"}}
-SCHEMA = ("avatar_jax.core.config", "avatar_jax.core.published")  # what a configuration is written in
+# Beyond the levels: diffusion is mathematics on arrays, a run's settings know only the schema and each other.
+ALLOWED = {"diffusion": {"core", "diffusion"}, "configs": {"core", "configs"}}
+SCHEMA = ("avatar_jax.core.config", "avatar_jax.core.published", "configs")  # what a configuration is written in
 FORBIDDEN = {"models": {"diffusion"}}
 FOREIGN = ("torch", "tensorflow")
 # Words that compile, donate or lay out a mesh: only a named door (`make_*`) or a main says them.

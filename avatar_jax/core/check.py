@@ -47,6 +47,8 @@ def _mel(m: configs.MelConfig, fps: int) -> None:
 
 
 def _signals(d: configs.DitConfig) -> None:
+    written = all(isinstance(signal, configs.Signal) for signal in d.signals)
+    _require(written, "dit.signals", d.signals, "must be Signals, written as in configs/tiny_driven.py")
     names = [signal.name for signal in d.signals]
     _require(len(set(names)) == len(names), "dit.signals", names, "each name once")
     sized = all(signal.spread and min(signal.spread) > 0.0 for signal in d.signals)

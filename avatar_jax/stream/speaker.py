@@ -34,7 +34,7 @@ class Signals:
     def __init__(self, signals: tuple[Signal, ...]):
         self._widths = {signal.name: signal.width for signal in signals}
         self._rows: dict[str, dict[int, np.ndarray]] = {name: {} for name in self._widths}
-        self._next = dict.fromkeys(self._widths, 0)
+        self._next, self._first = dict.fromkeys(self._widths, 0), 0
 
     def push(self, name: str, rows: np.ndarray, frame: int | None = None) -> None:
         """Takes rows [T, width]; see `Session.push_signals`."""
@@ -45,15 +45,17 @@ class Signals:
             raise ValueError(f"signal {name!r} of shape {rows.shape}: must be (frames, {self._widths[name]})")
         first = self._next[name] if frame is None else frame
         self._next[name] = first + len(rows)
-        self._rows[name].update(enumerate(rows, first))
+        late = max(0, self._first - first)  # rows of frames that have been drawn
+        self._rows[name].update(enumerate(rows[late:], first + late))
 
     def take(self, first: int, frames: int) -> dict[str, np.ndarray]:
         """Rows of the video frames from `first` on, [frames, width], NaN where none came; forgets older ones."""
-        taken = {}
+        taken, gone, self._first = {}, range(self._first, first), first
         for name, width in self._widths.items():
-            self._rows[name] = {frame: row for frame, row in self._rows[name].items() if frame >= first}
-            absent = np.full(width, np.nan, np.float32)
-            taken[name] = np.stack([self._rows[name].get(first + k, absent) for k in range(frames)])
+            rows, absent = self._rows[name], np.full(width, np.nan, np.float32)
+            for frame in gone:
+                rows.pop(frame, None)
+            taken[name] = np.stack([rows.get(first + k, absent) for k in range(frames)])
         return taken
 
 

@@ -32,6 +32,10 @@ def test_the_shipped_config_is_valid_and_hashable():
         ("stream", "audio_ahead", 3),
         ("stream", "warm_latents", 2),
         ("vae", "temporal", (True,)),
+        ("dit", "signals", (("head", (1.0,)),)),
+        ("dit", "signals", (config.Signal("head", (1.0,)), config.Signal("head", (1.0,)))),
+        ("dit", "signals", (config.Signal("head", (1.0, 0.0)),)),
+        ("train", "dit_drop_signal", 1.5),
     ],
 )
 def test_the_refusal_names_the_field(section, field, value):

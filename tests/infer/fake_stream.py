@@ -31,8 +31,14 @@ class Engine:
         level = np.clip(np.abs(padded).max(axis=1) * 255, 0, 255).astype(np.uint8)
         return np.broadcast_to(level[:, None, None, None], (len(level), 96, 96, 3)).copy()
 
-    def push_audio(self, samples: np.ndarray) -> list[np.ndarray]:
-        """Takes sound, returns whole blocks."""
+    def push_signals(self, name: str, rows: np.ndarray, speaker: int = 0) -> None:
+        """Never asked for: the fake draws sound alone."""
+        raise NotImplementedError
+
+    def push_audio(self, samples: np.ndarray, speaker: int = 0) -> list[np.ndarray]:
+        """Takes sound, returns whole blocks; only the first of several speakers is seen."""
+        if speaker:
+            return []
         self._pending = np.concatenate([self._pending, samples])
         whole = len(self._pending) // BLOCK * BLOCK
         blocks, self._pending = np.split(self._pending[:whole], whole // BLOCK or 1), self._pending[whole:]
