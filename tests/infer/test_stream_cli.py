@@ -218,6 +218,19 @@ def test_overwrite_replaces_video_and_figures(folder: Path) -> None:
     assert json.loads((folder / "talk.json").read_text())["conditions"]["steps"] == 3
 
 
+def test_signals_reach_the_frames_they_are_for(folder: Path) -> None:
+    """Row k drives frame k for as long as there are rows, the sound goes on alone."""
+    head = np.zeros((30, 6))
+    head[:, 0] = np.linspace(60, 205, 30)
+    np.savez(folder / "head.npz", head=head)
+    done = run(folder, f"--signals={folder}/head.npz", DRIVEN)
+    assert done.returncode == 0, done.stderr
+    shown = read_video(folder / "talk.mp4")[0].mean((1, 2, 3))
+    assert len(shown) == 75
+    np.testing.assert_allclose(shown[:30], head[:, 0], atol=4)
+    assert shown[30:].max() < 100
+
+
 def test_several_recordings_are_heard_together(folder: Path) -> None:
     """Each speaker's samples reach the engine as their own; the video is as long as the longest and has their sum."""
     sound = sounds.chirp(16000, 2)
