@@ -40,7 +40,7 @@ class Signals:
         """Takes rows [T, width]; see `Session.push_signals`."""
         if name not in self._widths:
             raise ValueError(f"signal {name!r}: must be one of {', '.join(self._widths) or '(this model reads none)'}")
-        rows = np.asarray(rows, np.float32)
+        rows = np.array(rows, np.float32)  # kept: the caller may fill its array anew
         if rows.ndim != 2 or rows.shape[1] != self._widths[name]:
             raise ValueError(f"signal {name!r} of shape {rows.shape}: must be (frames, {self._widths[name]})")
         first = self._next[name] if frame is None else frame

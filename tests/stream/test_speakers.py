@@ -111,7 +111,9 @@ def test_signals_drive_the_picture_and_are_never_waited_for(avatar):
 def test_a_row_may_name_its_frame(avatar):
     head, session = rows(24, 2), Session(avatar)
     session.push_signals("head", head[12:], frame=12)
-    session.push_signals("head", head[:12], frame=0)
+    reused = head[:12].copy()
+    session.push_signals("head", reused, frame=0)
+    reused[:] = 0.0
     named = np.concatenate(session.push_audio(sound(7680 * 2)))
     np.testing.assert_array_equal(named, perform(avatar, [("head", 0, head), ("audio", 0, sound(7680 * 2))]))
 
