@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from avatar_jax.core import check
+from avatar_jax.core import check, fields
 from avatar_jax.core import config as configs
 from avatar_jax.io.errors import InputError
 from avatar_jax.io.video import VideoWriter
@@ -20,7 +20,7 @@ FLAGS = flags.FLAGS
 def check_request(cfg: configs.ClipConfig) -> tuple[Path, Path, list[str]]:
     """Reads the flags and checks them: the output, the checkpoint, the prompts. Raises ValueError."""
     check.validate(cfg)
-    for flag in ("image", "audio"):
+    for flag in ("image", "audio", "speakers", "signals"):
         if getattr(FLAGS, flag) is not None:
             raise InputError(f"--{flag}: config {cfg.name!r} makes a clip from a prompt alone; leave it out")
     output = order.check_output(FLAGS.output, overwrite=FLAGS.overwrite)
@@ -83,7 +83,7 @@ def main() -> None:
         "decode_s": round(time.perf_counter() - drawn, 2),
         "prompts": prompts,
         "conditions": summary.conditions(cfg, checkpoint, (cfg.video.height, cfg.video.width), steps=cfg.sample.steps),
-        "config": json.loads(configs.to_json(cfg)),
+        "config": json.loads(fields.to_json(cfg)),
     }
     summary.write_json(output.with_suffix(".json"), figures)
     spent = f"{figures['denoise_s']} s to load, compile and denoise, {figures['decode_s']} s to decode"

@@ -15,8 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from avatar_jax.core import config as configs
-from avatar_jax.core import platform
+from avatar_jax.core import fields, platform
 
 BAD_INPUT, LOST, INTERRUPTED = 2, 3, 130
 OVERRIDE = re.compile(r"--?(?:no)?(config\.[^=]+)")
@@ -49,11 +48,11 @@ def load_config(path: str) -> Any:
 
 def check_overrides(argv: Sequence[str], cfg: Any) -> None:
     """Refuses `--config.x.y` flags that name no field of `cfg`: ValueError with the nearest names."""
-    known = configs.field_names(cfg)
+    known = fields.field_names(cfg)
     overrides = [match.group(1) for match in map(OVERRIDE.match, argv) if match]
     for field in overrides:
         if field not in known:
-            near = " or ".join("--" + name for name in configs.nearest_fields(cfg, field))
+            near = " or ".join("--" + name for name in fields.nearest_fields(cfg, field))
             advice = f"did you mean {near}?" if near else "see configs/tiny.py"
             raise ValueError(f"--{field}: no such field; {advice}")
 

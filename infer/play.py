@@ -1,36 +1,58 @@
-"""A recording through the live engine, block after block, without letting the devices wait for the host."""
+"""Recordings through the live engine, block after block, without letting the devices wait for the host."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from avatar_jax.core import config as configs
+from avatar_jax.io.audio import AudioStream, aligned
+
 BEHIND = 1  # blocks that may still be under way while another one is read
+Drawn = list[Any]  # blocks, each uint8 [T, H, W, 3], perhaps not yet computed
 
 
 class Engine(Protocol):
     """What is needed of `avatar_jax.stream.session.Session`."""
 
-    def push_audio(self, samples: np.ndarray) -> list[Any]:
-        """Takes sound [n], returns the blocks it completes, each uint8 [T, H, W, 3], perhaps not yet computed."""
+    def push_audio(self, samples: np.ndarray, speaker: int = 0) -> Drawn:
+        """Takes sound [n], returns the blocks it completes."""
         ...
 
-    def finish(self) -> list[Any]:
+    def push_signals(self, name: str, rows: np.ndarray, speaker: int = 0) -> None:
+        """Takes a driving signal [T, width], one row a video frame."""
+        ...
+
+    def finish(self) -> Drawn:
         """Returns what is left."""
         ...
 
 
-def blocks(engine: Engine, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Frames of a recording, each block uint8 [T, H, W, 3] as soon as the next one has been started.
+def speak(
+    engine: Engine, audio: Sequence[AudioStream], signals: Sequence[Mapping[str, np.ndarray]], cfg: configs.Config
+) -> Iterator[Drawn]:
+    """Pushes each speaker's recording and signals, a block at a time and in step, to the end of the longest."""
+    block = 0
+    while (piece := aligned([stream.read(cfg.block_samples) for stream in audio])).size:
+        frames = slice(block * cfg.block_frames, (block + 1) * cfg.block_frames)
+        for speaker, given in enumerate(signals):
+            for name, rows in given.items():
+                engine.push_signals(name, rows[frames], speaker)
+        yield [drawn for speaker, sound in enumerate(piece) for drawn in engine.push_audio(sound, speaker)]
+        block += 1
+    yield engine.finish()
+
+
+def frames(spoken: Iterable[Drawn]) -> Iterator[np.ndarray]:
+    """Blocks of frames on the host, each as soon as the next one has been started.
 
     So the devices draw a block while the one before it is read, encoded and shown.
     """
     waiting: collections.deque[Any] = collections.deque()
-    for piece in pieces:
-        waiting.extend(engine.push_audio(piece))
+    for drawn in spoken:
+        waiting.extend(drawn)
         while len(waiting) > BEHIND:
             yield np.asarray(waiting.popleft())
-    waiting.extend(engine.finish())
     while waiting:
         yield np.asarray(waiting.popleft())

@@ -1,6 +1,7 @@
 """A portrait and a recording to a talking video; with a text-to-video configuration, a prompt to a clip.
 
     python -m infer.stream --image=face.png --audio=speech.wav --output=talk.mp4
+    python -m infer.stream --image=pair.png --audio=ann.wav --audio=bob.wav --speakers=left,right --output=talk.mp4
     python -m infer.stream --config=configs/live_avatar_14b.py --checkpoint=weights/live_avatar \\
         --image=face.png --audio=speech.wav --prompt="She tells a story" --output=talk.mp4
     python -m infer.stream --config=configs/wan_t2v_1b3.py --checkpoint=weights/wan_t2v_1b3 \\
@@ -12,19 +13,21 @@ gets its final name at once, with `talk.json` beside it (speed, lip sync and the
 what was generated. Everything that can be wrong with the input is checked before JAX is imported.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from avatar_jax.core import check
+from avatar_jax.core import check, fields
 from avatar_jax.core import config as configs
-from avatar_jax.io.audio import AudioStream, open_audio, verify_audio
+from avatar_jax.io.audio import AudioStream, mix, open_audio, verify_audio
 from avatar_jax.io.errors import InputError
 from avatar_jax.io.video import CODECS, VideoWriter
 from infer import clip, door, hosts, order, play, summary
@@ -38,10 +41,12 @@ class Request:
     """A checked order: every file exists and can be read, the output can be written."""
 
     cfg: configs.Config
-    audio: Path
+    audio: list[Path]  # one a speaker
     output: Path
     checkpoint: Path
     portrait: np.ndarray  # uint8 [H, W, 3]
+    masks: np.ndarray | None  # [speakers, H, W]
+    signals: list[order.Signals]  # of the first speakers
     prompt: str | None
     seconds: float
     overwrite: bool
@@ -58,7 +63,12 @@ def define() -> None:
     door.define_config("configs/tiny.py")
     flags.declare_key_flag("config")
     flags.DEFINE_string("image", None, "Portrait (PNG, JPEG or WebP); the embedded one if left out.")
-    flags.DEFINE_string("audio", None, "Recording, or a video with sound; the embedded one if left out.")
+    said = "Recording, or a video with sound; the embedded one if left out. Once for each speaker."
+    flags.DEFINE_multi_string("audio", None, said)
+    shown = "What of the picture each --audio drives: left or right half, or a mask file, white where the speaker is."
+    flags.DEFINE_list("speakers", None, shown)
+    driven = "Driving signals: an .npz of arrays [video frames, width], named as in config.dit.signals."
+    flags.DEFINE_multi_string("signals", None, f"{driven} Once for each --audio, if at all.")
     flags.DEFINE_string("prompt", None, "What the video shows, for models that read text.")
     flags.DEFINE_string("negative_prompt", "", "What a clip from a prompt should not look like.")
     flags.DEFINE_string("output", None, "The video to write, an .mp4 name (required).")
@@ -75,13 +85,26 @@ def check_request() -> Request:
     hosts.check()
     output = order.check_output(FLAGS.output, overwrite=FLAGS.overwrite)
     image = FLAGS.image if FLAGS.image is not None else door.embedded("portrait.png")
-    audio = Path(FLAGS.audio if FLAGS.audio is not None else door.embedded("speech.wav"))
-    if output.exists() and audio.exists() and output.samefile(audio):
+    audio = [Path(path) for path in FLAGS.audio or [door.embedded("speech.wav")]]
+    if output.exists() and any(path.exists() and output.samefile(path) for path in audio):
         raise InputError(f"{FLAGS.output}: is the recording itself; choose another --output")
     cfg, portrait = order.check_portrait(image, cfg)
     checkpoint, prompt = order.check_checkpoint(FLAGS.checkpoint, cfg), order.check_prompt(FLAGS.prompt, cfg)
-    seconds = verify_audio(audio)
-    return Request(cfg, audio, output, checkpoint, portrait, prompt, seconds, FLAGS.overwrite, FLAGS.vcodec)
+    masks = order.check_speakers(FLAGS.speakers, len(audio), cfg)
+    signals = order.check_signals(FLAGS.signals or [], len(audio), cfg)
+    return Request(
+        cfg=cfg,
+        audio=audio,
+        output=output,
+        checkpoint=checkpoint,
+        portrait=portrait,
+        masks=masks,
+        signals=signals,
+        prompt=prompt,
+        seconds=max(map(verify_audio, audio)),
+        overwrite=FLAGS.overwrite,
+        vcodec=FLAGS.vcodec,
+    )
 
 
 def prepare(request: Request) -> tuple[play.Engine, float]:
@@ -105,36 +128,39 @@ def prepare(request: Request) -> tuple[play.Engine, float]:
     if cfg.text and request.prompt:  # first: the text encoder is as large as all the rest, and not kept
         (text,) = prompt.encode(folder, [request.prompt], text=cfg.text, length=cfg.dit.text_tokens)
     hearing = session.load_hearing(cfg, folder)
-    avatar = session.make_avatar(cfg, session.load_weights(cfg, folder), request.portrait, text=text, hearing=hearing)
+    weights, said = session.load_weights(cfg, folder), {"text": text, "hearing": hearing}
+    avatar = session.make_avatar(cfg, weights, request.portrait, masks=request.masks, **said)
     return session.Session(avatar), compile_s[0]
 
 
 def run(
     engine: play.Engine,
-    audio: AudioStream,
-    sound: AudioStream,
+    audio: Sequence[AudioStream],
+    sound: Sequence[AudioStream],
     writer: VideoWriter,
     meter: summary.SyncMeter | None,
     progress: Any,
     *,
-    samples: int,
+    signals: list[order.Signals],
+    cfg: configs.Config,
 ) -> summary.Timing:
-    """Feeds a recording to the engine as if it were live and writes what comes out.
+    """Feeds recordings to the engine as if they were live and writes what comes out.
 
     Args:
         engine: the session.
-        audio: the recording at the model's rate.
-        sound: the same recording at the writer's rate, for the video.
+        audio: each speaker's recording at the model's rate.
+        sound: the same recordings at the writer's rate, heard together in the video.
         writer: takes frames and sound.
         meter: measures the lip sync, where it can.
         progress: a tqdm bar in seconds of video.
-        samples: how much sound to push at a time.
+        signals: what else drives each speaker.
+        cfg: the run; a block of sound is pushed at a time.
     """
     timing, start = summary.Timing(), time.perf_counter()
     began = start
-    for frames in play.blocks(engine, audio.blocks(samples)):
+    for frames in play.frames(play.speak(engine, audio, signals, cfg)):
         timing.first_frame_s = timing.first_frame_s or time.perf_counter() - start
-        under = sound.read(len(frames) * SOUND_HZ // writer.fps)
+        under = mix([stream.read(len(frames) * SOUND_HZ // writer.fps) for stream in sound])
         writer.write(frames, under)
         timing.block_s.append(time.perf_counter() - began)
         if meter is not None:
@@ -146,7 +172,7 @@ def run(
 
 
 def make_video(request: Request, engine: play.Engine) -> tuple[summary.Timing, dict[str, Any] | None, tuple[int, int]]:
-    """Runs the engine over the recording into the output.
+    """Runs the engine over the recordings into the output.
 
     Returns:
         the timing, the lip-sync score, and the size shown (rows, columns).
@@ -154,10 +180,10 @@ def make_video(request: Request, engine: play.Engine) -> tuple[summary.Timing, d
     from tqdm import tqdm
 
     cfg, style = request.cfg, "{l_bar}{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]"
-    meter = summary.SyncMeter(fps=cfg.video.fps, audio_hz=SOUND_HZ) if cfg.video.drawn else None
+    alone = len(request.audio) == 1  # whose lips would be measured?
+    meter = summary.SyncMeter(fps=cfg.video.fps, audio_hz=SOUND_HZ) if cfg.video.drawn and alone else None
     with (
-        open_audio(request.audio, audio_hz=cfg.sound.audio_hz) as audio,
-        open_audio(request.audio, audio_hz=SOUND_HZ) as sound,
+        contextlib.ExitStack() as opened,
         tqdm(total=request.seconds, disable=not sys.stderr.isatty(), bar_format=style, leave=False) as bar,
         VideoWriter(
             request.output,
@@ -169,8 +195,12 @@ def make_video(request: Request, engine: play.Engine) -> tuple[summary.Timing, d
             vcodec=request.vcodec,
         ) as writer,
     ):
+        audio, sound = (
+            [opened.enter_context(open_audio(path, audio_hz=hz)) for path in request.audio]
+            for hz in (cfg.sound.audio_hz, SOUND_HZ)
+        )
         try:
-            timing = run(engine, audio, sound, writer, meter, bar, samples=cfg.block_samples)
+            timing = run(engine, audio, sound, writer, meter, bar, signals=request.signals, cfg=cfg)
         except KeyboardInterrupt as error:
             if not writer.video_frames:
                 raise
@@ -183,8 +213,9 @@ def make_video(request: Request, engine: play.Engine) -> tuple[summary.Timing, d
 def follow(request: Request, engine: play.Engine) -> None:
     """What a process does that writes no video: the same ticks on its own devices."""
     cfg = request.cfg
-    with open_audio(request.audio, audio_hz=cfg.sound.audio_hz) as audio:
-        for _ in play.blocks(engine, audio.blocks(cfg.block_samples)):
+    with contextlib.ExitStack() as opened:
+        audio = [opened.enter_context(open_audio(path, audio_hz=cfg.sound.audio_hz)) for path in request.audio]
+        for _ in play.frames(play.speak(engine, audio, request.signals, cfg)):
             pass
 
 
@@ -206,7 +237,7 @@ def main() -> None:
     timing.startup_s, timing.compile_s = startup_s, compile_s
     figures = summary.report(timing, sync, request.cfg)
     figures["conditions"] = summary.conditions(request.cfg, request.checkpoint, shown, steps=request.cfg.stream.steps)
-    figures["config"] = json.loads(configs.to_json(request.cfg))
+    figures["config"] = json.loads(fields.to_json(request.cfg))
     summary.write_json(request.json, figures)
     sys.stdout.write(summary.text(request.output, figures) + "\n")
 

@@ -115,7 +115,7 @@ def text(path: Path, figures: dict[str, Any]) -> str:
     """The figures as a few lines for people."""
     at, sync = figures["conditions"], figures["lip_sync"]
     rows, columns = at["resolution"]
-    untold = "not measured: too short, or not a drawn face"
+    untold = "not measured: too short, several speakers, or not a drawn face"
     score = f"r {sync['r']:.2f}, best lag {sync['lag_frames']} frames (proxy)" if sync else untold
     startup = f"start-up {figures['startup_s']:.1f} s, {figures['compile_s']:.1f} s of it compiling"
     machine = f"{at['device']} x {at['devices']}, {at['cpu_cores']} cores, {at['dtype']}"

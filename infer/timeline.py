@@ -84,9 +84,8 @@ def trace(cfg: configs.Config, blocks: int) -> list[Span]:
     live = session.Session(avatar)
     speech = door.embedded("speech.wav")
     with tempfile.TemporaryDirectory() as kept, open_audio(speech, audio_hz=cfg.sound.audio_hz) as audio:
-        pieces = audio.blocks(cfg.block_samples)
         with jax.profiler.trace(kept):
-            for _ in play.blocks(live, itertools.islice(pieces, blocks)):
+            for _ in play.frames(itertools.islice(play.speak(live, [audio], [], cfg), blocks)):
                 pass
         return spans(Path(kept))
 

@@ -17,7 +17,7 @@ from absl import flags
 
 from avatar_jax.core import check
 from avatar_jax.core import config as configs
-from avatar_jax.data import latents
+from avatar_jax.data import controls, latents
 from avatar_jax.data.source import WorldSource
 from avatar_jax.io import weights as weight_files
 from avatar_jax.models import mel, vae
@@ -45,7 +45,10 @@ def record_of(p: dict, clip: dict[str, np.ndarray], *, cfg: configs.TrainingConf
     """One encoded clip, opened by its reference image as a stream is."""
     frames = np.concatenate([clip["reference"][None], clip["frames"]])
     latent, features = encode(p, frames, clip["waveform"], cfg=cfg)
-    return {"latent": np.asarray(latent), "features": np.asarray(features)}
+    moved = controls.signals(clip["controls"])  # all of them: a configuration chooses without encoding again
+    return {"latent": np.asarray(latent), "features": np.asarray(features)} | {
+        latents.SIGNAL + name: rows for name, rows in moved.items()
+    }
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from absl import logging
 from tensorboardX import SummaryWriter
 
 from avatar_jax.core import config as configs
+from avatar_jax.core import fields
 from train.optim import TrainState
 
 matplotlib.use("Agg")
@@ -92,7 +93,7 @@ class Run:
           stride: optimiser steps that one call of `step_fn` makes.
         """
         self.workdir.mkdir(parents=True, exist_ok=True)
-        (self.workdir / "config.json").write_text(configs.to_json(self.cfg))
+        (self.workdir / "config.json").write_text(fields.to_json(self.cfg))
         journal, checkpoints = Journal(self.workdir), manager(self.workdir, self.optim.save_every)
         state = _restore(checkpoints, state, data)
         key, start = jax.random.key(self.cfg.data.seed), time.monotonic()

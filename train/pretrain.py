@@ -5,6 +5,7 @@ python -m train.pretrain --config=configs/tiny.py --latents=runs/tiny/latents --
 
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from avatar_jax.core import config as configs
 from avatar_jax.data import latents
 from avatar_jax.diffusion import flow
 from avatar_jax.io import weights as weight_files
-from avatar_jax.models import audio, condition, dit, mask, mel
+from avatar_jax.models import audio, condition, dit, mask, mel, signal
 from avatar_jax.nn import rope
 from avatar_jax.stream import clock
 from infer import door
@@ -63,27 +64,50 @@ def motion_weight(x0: jax.Array, share: float) -> jax.Array:
     return (1.0 - share) + share * motion / (motion.mean((2, 3), keepdims=True) + 1e-6)
 
 
-def loss_fn(
-    p: dict, batch: dict[str, jax.Array], key: jax.Array, *, cfg: configs.TrainingConfig
-) -> tuple[jax.Array, dict]:
+def dropped_signals(key: jax.Array, signals: dict[str, jax.Array], share: float) -> dict[str, jax.Array]:
+    """Signals [B, T, width] by name, some rows absent (NaN): of each, `share` of the windows, whatever the others do.
+
+    Half of those lack it wholly; in the others it ends or begins at some frame, as in a stream it may at any.
+    """
+
+    def drop(key: jax.Array, rows: jax.Array) -> jax.Array:
+        batch, frames = rows.shape[:2]
+        which, how, cut = (jax.random.uniform(part, (batch, 1, 1)) for part in jax.random.split(key, 3))
+        frame = jnp.arange(frames)[:, None] / frames
+        part = jnp.where(how < 0.75, frame >= cut, frame < cut) | (how < 0.5)
+        return jnp.where((which < share) & part, jnp.nan, rows)
+
+    return {name: drop(jax.random.fold_in(key, i), rows) for i, (name, rows) in enumerate(sorted(signals.items()))}
+
+
+def voice_of(
+    p: dict, batch: dict[str, Any], drop_key: jax.Array, gain_key: jax.Array, *, cfg: configs.TrainingConfig
+) -> audio.Voice:
+    """What drives a window: louder or quieter, `dit_drop_audio` of the sound silent, signals dropped by themselves."""
+    features = batch["features"].astype(jnp.float32)
+    gain = jax.random.uniform(gain_key, (len(features), 1, 1, 1), minval=-0.3, maxval=0.1)
+    dropped = jax.random.uniform(drop_key, (len(features), 1, 1, 1)) < cfg.train.dit_drop_audio
+    features = jnp.where(dropped, mel.SILENCE_VALUE, jnp.maximum(features + gain, mel.SILENCE_VALUE))
+    voice = audio.encode(p["audio"]["encoder"], features, context=cfg.stream.audio_context, cfg=cfg.dit)
+    rows = dropped_signals(jax.random.fold_in(drop_key, 1), batch["signals"], cfg.train.dit_drop_signal)
+    return signal.join(p, voice, rows, cfg=cfg.dit)
+
+
+def loss_fn(p: dict, batch: dict[str, Any], key: jax.Array, *, cfg: configs.TrainingConfig) -> tuple[jax.Array, dict]:
     """Mean squared velocity error over blocks with noise in them (live_avatar.md section 7.1).
 
-    batch: latent [B, F, h, w, C], reference [B, 1, h, w, C], features [B, context + 4F, 1, W].
+    batch: latent [B, F, h, w, C], reference [B, 1, h, w, C], features [B, context + 4F, 1, W], signals [B, 4F, width].
     """
     level_key, noise_key, place_key, drop_key, gain_key = jax.random.split(key, 5)
-    x0, features = batch["latent"].astype(jnp.float32), batch["features"].astype(jnp.float32)
+    x0 = batch["latent"].astype(jnp.float32)
     length, blocks = cfg.stream.block_latents, cfg.train.dit_blocks
     level = noise_levels(level_key, (len(x0), blocks), cfg.train)
     sigma = jnp.repeat(level, length, 1)
     noise = jax.random.normal(noise_key, x0.shape)
-    gain = jax.random.uniform(gain_key, (len(x0), 1, 1, 1), minval=-0.3, maxval=0.1)
-    dropped = jax.random.uniform(drop_key, (len(x0), 1, 1, 1)) < cfg.train.dit_drop_audio
-    features = jnp.where(dropped, mel.SILENCE_VALUE, jnp.maximum(features + gain, mel.SILENCE_VALUE))
     phase, ahead = positions(place_key, len(x0), cfg)
     reference = batch["reference"].astype(jnp.float32)
     tokens = condition.embed_reference(p, reference, cfg.dit)
     held = dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
-    voice = audio.encode(p["audio"]["encoder"], features, context=cfg.stream.audio_context, cfg=cfg.dit)
     per_frame = cfg.tokens_per_frame
     v = dit.apply(
         p,
@@ -93,7 +117,7 @@ def loss_fn(
         phase=phase,
         reference_phases=ahead,
         mask=mask.with_reference(blocks, cfg.stream.window_blocks, length * per_frame, per_frame),
-        voices=(voice,),
+        voices=(voice_of(p, batch, drop_key, gain_key, cfg=cfg),),
         cfg=cfg.dit,
     )
     error = (motion_weight(x0, cfg.train.dit_motion) * jnp.square(v - flow.velocity(x0, noise))).mean((2, 3, 4))
@@ -104,7 +128,7 @@ def loss_fn(
 
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
-def step(state: optim.TrainState, batch: dict[str, jax.Array], key: jax.Array, *, cfg: configs.TrainingConfig):
+def step(state: optim.TrainState, batch: dict[str, Any], key: jax.Array, *, cfg: configs.TrainingConfig):
     """One training step. Returns the state and scalars."""
     (_, scalars), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.weights, batch, key, cfg=cfg)
     return optim.step(state, gradient, cfg=cfg.train.dit), scalars

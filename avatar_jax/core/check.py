@@ -47,6 +47,17 @@ def _mel(m: configs.MelConfig, fps: int) -> None:
     _require(m.window_samples <= m.fft, "sound.window_samples", m.window_samples, f"must not exceed fft={m.fft}")
 
 
+def _signals(d: configs.DitConfig) -> None:
+    written = all(isinstance(signal, configs.Signal) for signal in d.signals)
+    _require(written, "dit.signals", d.signals, "must be Signals, written as in configs/tiny_driven.py")
+    names = [signal.name for signal in d.signals]
+    _require(len(set(names)) == len(names), "dit.signals", names, "each name once")
+    sized = all(signal.spread and min(signal.spread) > 0.0 for signal in d.signals)
+    _require(sized, "dit.signals", d.signals, "each is a name and the usual sizes of its numbers, above 0")
+    _require(not names or d.audio_width > 0, "dit.signals", names, "the injectors of the sound read them: needs audio")
+    _require(not names or d.width % 4 == 0, "dit.width", d.width, "must be a multiple of 4 for dit.signals")
+
+
 def _stream(cfg: configs.Config) -> None:
     d, s, sound, fps = cfg.dit, cfg.stream, cfg.sound, cfg.video.fps
     _require(sound.audio_hz % fps == 0, "sound.audio_hz", sound.audio_hz, f"must be a multiple of fps={fps}")
@@ -59,6 +70,7 @@ def _stream(cfg: configs.Config) -> None:
     _require(d.audio_width == sound.features, "dit.audio_width", d.audio_width, f"must equal {sound.features} of sound")
     _require(d.audio_layers == sound.feature_layers, "dit.audio_layers", d.audio_layers, f"{sound.feature_layers}")
     _require(d.width % d.audio_tokens == 0, "dit.audio_tokens", d.audio_tokens, f"must divide width={d.width}")
+    _signals(d)
     _text(cfg.text, d)
     _one_of("stream.engine", s.engine, ENGINES)
     _one_of("stream.history", s.history, HISTORIES)
@@ -150,4 +162,6 @@ def validate(cfg: Run) -> Run:
     if isinstance(cfg, configs.TrainingConfig):
         frames = cfg.data.video_frames
         _require(frames % cfg.block_frames == 0, "data.video_frames", frames, "whole blocks")
+        dropped = cfg.train.dit_drop_signal
+        _require(0.0 <= dropped <= 1.0, "train.dit_drop_signal", dropped, "a share, 0 to 1")
     return cfg

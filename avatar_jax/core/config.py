@@ -5,9 +5,7 @@ Dataclasses are hashable and treated as frozen after `check.validate`, so they a
 """
 
 import dataclasses
-import difflib
-import json
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -74,6 +72,18 @@ class VaeConfig:
         return 2 ** sum(self.temporal)
 
 
+class Signal(NamedTuple):
+    """What drives the picture beside the sound: some numbers a video frame, each a deviation from rest in its unit."""
+
+    name: str
+    spread: tuple[float, ...]  # the usual size of each number, by which the network divides it
+
+    @property
+    def width(self) -> int:
+        """Numbers of one video frame."""
+        return len(self.spread)
+
+
 @dataclasses.dataclass(unsafe_hash=True)
 class DitConfig:
     """Causal diffusion transformer (Wan block form)."""
@@ -101,6 +111,7 @@ class DitConfig:
     layer_loop: str  # "scan" or "unroll"
     compute_dtype: str
     attention: str  # kernel name, see avatar_jax/nn/attention.py
+    signals: tuple[Signal, ...] = ()  # read by the audio injectors, a token a latent frame each
 
     @property
     def head_size(self) -> int:
@@ -279,6 +290,7 @@ class TrainConfig:
     dit_drop_audio: float
     dit_motion: float  # share of the loss that goes where the picture moves
     dit_reference_span: tuple[int, int]  # rope position of the reference relative to the window's first latent
+    dit_drop_signal: float = 0.0  # share of windows that lack a signal, wholly or in part; each signal by itself
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -369,22 +381,3 @@ class TrainingConfig(Config):
 def sized(cfg: PictureConfig, height: int, width: int) -> Any:
     """The same run with pictures of another size."""
     return dataclasses.replace(cfg, video=dataclasses.replace(cfg.video, height=height, width=width))
-
-
-def field_names(node: Any, prefix: str = "config") -> list[str]:
-    """Dotted names of every field below a config node."""
-    names = []
-    for field in dataclasses.fields(node):
-        value, name = getattr(node, field.name), f"{prefix}.{field.name}"
-        names += field_names(value, name) if dataclasses.is_dataclass(value) else [name]
-    return names
-
-
-def nearest_fields(cfg: PictureConfig, wrong: str, count: int = 3) -> list[str]:
-    """The field names closest to a mistyped one, best first."""
-    return difflib.get_close_matches(wrong, field_names(cfg), n=count, cutoff=0.5)
-
-
-def to_json(cfg: PictureConfig) -> str:
-    """The resolved configuration as indented JSON, written beside every run's output."""
-    return json.dumps(dataclasses.asdict(cfg), indent=2)

@@ -27,6 +27,13 @@ class Pose(NamedTuple):
 
 CONTROL_NAMES = Pose._fields
 NEUTRAL = Pose(*(float(name == "scale") for name in CONTROL_NAMES))
+# Controls that drive a picture together, in the order of a signal's numbers (`config.dit.signals` chooses among them).
+SIGNALS = {
+    "head": ("yaw", "pitch", "roll", "x", "y", "scale"),
+    "gaze": ("gaze_x", "gaze_y", "blink"),
+    "expression": ("brow", "smile"),
+    "mouth": ("mouth_open", "mouth_width"),
+}
 
 
 @dataclasses.dataclass
@@ -64,6 +71,12 @@ class Controls:
     def from_array(cls, array: np.ndarray) -> "Controls":  # [T, 13]
         """The inverse of `as_array`."""
         return cls(*np.asarray(array, np.float32).T)
+
+
+def signals(controls: np.ndarray) -> dict[str, np.ndarray]:
+    """Controls [T, 13] as driving signals by name, each float32 [T, width], deviations from the neutral pose."""
+    moved = np.asarray(controls, np.float32) - np.array(NEUTRAL, np.float32)
+    return {name: moved[:, [CONTROL_NAMES.index(part) for part in parts]] for name, parts in SIGNALS.items()}
 
 
 def _wander(rng: np.random.Generator, video_frames: int, sigma: float) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Encoded clips on disk: ArrayRecord shards of latents and sound, and the training windows cut from them.
 
 A record holds one clip of one identity: latents [1 + 3n, h, w, C] whose first is the reference image (also the VAE's
-first frame, as in a stream) and log-mel features [12n, audio_width] of the video frames that follow it.
+first frame, as in a stream), and of the 12n video frames that follow it log-mel features [12n, audio_width] and driving
+signals ("signal.<name>", [12n, width], deviations from rest).
 """
 
 import pathlib
@@ -16,6 +17,7 @@ from safetensors.numpy import load, save
 from avatar_jax.core.config import TrainingConfig
 
 Record = dict[str, np.ndarray]
+SIGNAL = "signal."  # prefix of a signal's name in a record
 
 
 def shard_path(folder: pathlib.Path, shard: int) -> pathlib.Path:
@@ -52,18 +54,35 @@ class _Window(grain.transforms.RandomMap):
             "latent": latents[1 + first * length : 1 + (first + blocks) * length],
             "reference": latents[:1],
             "features": heard[start : start + context + frames, None],
+            "signals": {s.name: record[SIGNAL + s.name][start : start + frames] for s in cfg.dit.signals},
         }
+
+
+def _check_signals(shard: str, cfg: TrainingConfig) -> None:
+    """ValueError unless the shard's clips have the signals that `cfg` wants."""
+    source: Any = grain.sources.ArrayRecordDataSource([shard])
+    record = load(source[0])
+    for signal in cfg.dit.signals:
+        found = record.get(SIGNAL + signal.name)
+        if found is None or found.shape[1] != signal.width:
+            what = f"no signal {signal.name!r}" if found is None else f"{found.shape[1]} numbers of {signal.name!r}"
+            wanted = f"config.dit.signals wants {signal.width}; run train.latents again with another --workdir"
+            raise ValueError(f"{shard}: its clips hold {what}, where {wanted}")
 
 
 def window_dataset(folder: pathlib.Path, cfg: TrainingConfig, *, silence: np.ndarray, batch: int) -> grain.MapDataset:
     """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, A, 1, W].
 
+    Beside them "signals", each of `cfg.dit.signals` by name, [B, 4F, width].
+
     Raises:
-      ValueError: no shards in `folder`.
+      ValueError: no shards in `folder`, or shards without those signals.
     """
     shards = sorted(str(path) for path in folder.glob("clips-*.array_record"))
     if not shards:
         raise ValueError(f"no encoded clips in {folder}; run train.latents with the same --workdir first")
+    for shard in shards if cfg.dit.signals else []:
+        _check_signals(shard, cfg)
     source: Any = grain.sources.ArrayRecordDataSource(shards)
     records = grain.MapDataset.source(source).seed(cfg.data.seed)
     return records.shuffle().repeat().random_map(_Window(cfg, silence)).batch(batch)

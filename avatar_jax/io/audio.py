@@ -6,7 +6,7 @@ too.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
@@ -110,6 +110,17 @@ class AudioStream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def aligned(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Pieces of several recordings, each [n], as [recordings, n]: silence where the shorter ones have ended."""
+    length = max(map(len, parts))
+    return np.stack([np.pad(part, (0, length - len(part))) for part in parts])
+
+
+def mix(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Pieces of several recordings heard together, [n] within [-1, 1]."""
+    return np.clip(aligned(parts).sum(0), -1.0, 1.0)
 
 
 def open_audio(path: str | os.PathLike[str], *, audio_hz: int | None = 16000) -> AudioStream:

@@ -30,8 +30,11 @@ def parts(cfg: configs.PictureConfig) -> Iterator[tuple[str, Part]]:
 
 def _compare(described: pathlib.Path, name: str, part: Part) -> None:
     """InputError unless the converted network is the one that the configuration describes."""
+    young = {
+        field.name: field.default for field in dataclasses.fields(part) if field.default is not dataclasses.MISSING
+    }
     try:
-        found = json.loads(described.read_text())
+        found = json.loads(json.dumps(young)) | json.loads(described.read_text())  # written before those fields were
     except (OSError, ValueError) as error:
         raise InputError(f"{described}: not a readable JSON file; convert the checkpoint again") from error
     for field, wanted in json.loads(json.dumps(dataclasses.asdict(part))).items():

@@ -35,14 +35,14 @@ def _boundary(path: str | os.PathLike[str]) -> Iterator[None]:
         raise InputError(f"{path}: is a damaged image that cannot be decoded; export the portrait again") from error
 
 
-def _flatten(image: Image.Image) -> Image.Image:
-    """Any mode to RGB; transparency over white, 16-bit grey by its high byte."""
+def _flatten(image: Image.Image, ground: str = "white") -> Image.Image:
+    """Any mode to RGB; transparency over a ground, 16-bit grey by its high byte."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 256).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, ground), layer).convert("RGB")
 
 
 def _cover_box(size: tuple[int, int], height: int, width: int) -> tuple[float, float, float, float]:
@@ -96,15 +96,8 @@ def fit_portrait(path: str | os.PathLike[str], *, area: int, cell: int) -> tuple
     return size
 
 
-def load_portrait(path: str | os.PathLike[str], *, height: int, width: int) -> np.ndarray:  # uint8 [H, W, 3]
-    """Reads a portrait, upright (EXIF), scaled to cover the frame and cropped at its centre.
-
-    The content decides the format, and the size is checked before a pixel is decoded. Only the first image of
-    an animation is read.
-
-    Raises:
-        InputError: missing, unreadable, not an image, damaged, or above 16 megapixels.
-    """
+def _load(path: str | os.PathLike[str], *, height: int, width: int, ground: str) -> Image.Image:
+    """An upright RGB picture that covers height x width, cropped at its centre."""
     with (
         open_input(path, kind="portrait") as file,
         _boundary(path),
@@ -114,6 +107,30 @@ def load_portrait(path: str | os.PathLike[str], *, height: int, width: int) -> n
             size = f"{image.width} x {image.height} pixels"
             raise InputError(f"{path}: is {size}; the limit is 16 megapixels (4096 x 4096), scale the portrait down")
         image.load()
-        upright = _flatten(ImageOps.exif_transpose(image))
+        upright = _flatten(ImageOps.exif_transpose(image), ground)
         box = _cover_box(upright.size, height, width)
-        return np.asarray(upright.resize((width, height), Image.Resampling.LANCZOS, box=box))
+        return upright.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def load_portrait(path: str | os.PathLike[str], *, height: int, width: int) -> np.ndarray:  # uint8 [H, W, 3]
+    """Reads a portrait, upright (EXIF), scaled to cover the frame and cropped at its centre.
+
+    The content decides the format, and the size is checked before a pixel is decoded. Only the first image of
+    an animation is read.
+
+    Raises:
+        InputError: missing, unreadable, not an image, damaged, or above 16 megapixels.
+    """
+    return np.asarray(_load(path, height=height, width=width, ground="white"))
+
+
+def load_mask(path: str | os.PathLike[str], *, height: int, width: int) -> np.ndarray:  # float32 [H, W] in 0..1
+    """Reads a mask drawn over a portrait and placed as the portrait is: white 1, black or transparent 0.
+
+    Raises:
+        InputError: as `load_portrait`, or a mask with nothing in it.
+    """
+    mask = np.asarray(_load(path, height=height, width=width, ground="black").convert("L"), np.float32) / 255.0
+    if not mask.any():
+        raise InputError(f"{path}: is all black; a mask is white where its speaker is")
+    return mask

@@ -18,7 +18,7 @@ from avatar_jax.nn import attention, dense, norm
 class Voice(NamedTuple):
     """The sound of one speaker, as the injectors read it."""
 
-    local: jax.Array  # [B, F, audio_tokens + 1, D]
+    local: jax.Array  # [B, F, audio_tokens + 1, D], and a token more for every driving signal
     whole: jax.Array  # [B, F, D], one global token a latent frame
     mask: jax.Array | None = None  # [B, F, f], the tokens it drives
 
@@ -97,8 +97,8 @@ class Heard(NamedTuple):
 
     shift: jax.Array  # [B, F, 1, D]
     scale: jax.Array  # [B, F, 1, D]
-    k: jax.Array  # [B F, audio_tokens + 1, N, K]
-    v: jax.Array  # [B F, audio_tokens + 1, N, K]
+    k: jax.Array  # [B F, local tokens, N, K]
+    v: jax.Array  # [B F, local tokens, N, K]
     mask: jax.Array | None  # [B, F, f]
 
 

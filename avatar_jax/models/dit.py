@@ -22,7 +22,7 @@ import numpy as np
 
 from avatar_jax.core.config import DitConfig
 from avatar_jax.core.spec import Leaf, stack
-from avatar_jax.models import audio, condition
+from avatar_jax.models import audio, condition, signal
 from avatar_jax.models import level as levels
 from avatar_jax.models.level import TIMESTEPS as TIMESTEPS
 from avatar_jax.models.level import Level, level
@@ -65,6 +65,8 @@ def spec(cfg: DitConfig) -> dict:
     }
     if cfg.audio_width:
         tree["audio"] = {"encoder": audio.encoder_spec(cfg), "injectors": audio.injector_spec(cfg)}
+    if cfg.signals:
+        tree["signals"] = signal.spec(cfg)
     return tree | condition.spec(cfg)
 
 

@@ -33,7 +33,7 @@ def make_stage(cfg: Config, first: int, steps: int):
     """Steps first to first + steps of a flight, memories donated: (weights, memories, flight, cross) -> both anew."""
 
     def run(p: dict, memories: tuple[Any, ...], flight: Flight, cross: Any) -> tuple[tuple[Any, ...], Flight]:
-        heard = dit.hear(p, (flight.voice,), cfg=cfg.dit)
+        heard = dit.hear(p, flight.voices, cfg=cfg.dit)
         return rollout.advance(p, memories, flight, first, steps, heard, cross, cfg=cfg)
 
     run.__name__ = "steps"  # of the program, in a trace

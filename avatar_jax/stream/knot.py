@@ -94,7 +94,7 @@ def shown(flight: Flight, latents: jax.Array, *, cfg: Config) -> Flight:
 
     return Flight(
         latent=latents,
-        voice=jax.tree.map(cut, flight.voice),
+        voices=jax.tree.map(cut, flight.voices),
         place=dataclasses.replace(
             place,
             time=jax.tree.map(lambda side: side[..., :own, :], place.time),
@@ -108,7 +108,7 @@ def shown(flight: Flight, latents: jax.Array, *, cfg: Config) -> Flight:
 
 def remember(p: dict, memory: Any, flight: Flight, cross: Any, *, cfg: Config) -> Any:
     """The memory with a finished block's clean keys in it; flight: from `shown`."""
-    clean, heard = dit.level(p, np.float32(0.0), cfg=cfg.dit), dit.hear(p, (flight.voice,), cfg=cfg.dit)
+    clean, heard = dit.level(p, np.float32(0.0), cfg=cfg.dit), dit.hear(p, flight.voices, cfg=cfg.dit)
     return rollout.call(p, memory, flight, clean, cfg.stream.steps, heard, cross, cfg=cfg)[0]
 
 
@@ -127,7 +127,7 @@ def denoise(p: dict, tied: Tied, block: BlockInput, cross: Any = None, *, cfg: C
     """
     (memory,), own, last = tied.caches, cfg.stream.block_latents, cfg.stream.steps - 1
     flight, noises = enter(p, tied, block, cfg=cfg)
-    heard, dtype, levels = dit.hear(p, (flight.voice,), cfg=cfg.dit), cfg.dit.compute_dtype, rollout.levels(cfg.stream)
+    heard, dtype, levels = dit.hear(p, flight.voices, cfg=cfg.dit), cfg.dit.compute_dtype, rollout.levels(cfg.stream)
     for number in range(last):
         memory, x0 = predict(p, memory, flight, number, heard, cross, cfg=cfg)
         x = flow.add_noise(x0, noises[number + 1], levels[number + 1])

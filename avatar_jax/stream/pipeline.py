@@ -88,7 +88,7 @@ def _tick(
     stage, steps = jax.lax.axis_index(STAGE), check.stages(stages, cfg)
     flight = rollout.enter(p, _own(entering), cfg=cfg)
     flight = jax.tree.map(lambda new, old: jnp.where(stage == 0, new, old), flight, _own(state.flight))
-    heard = dit.hear(p, (flight.voice,), cfg=cfg.dit)
+    heard = dit.hear(p, flight.voices, cfg=cfg.dit)
     memories, flight = rollout.advance(p, memories, flight, stage * steps, steps, heard, cross, cfg=cfg)
     around = [(k, (k + 1) % stages) for k in range(stages)]
     flight = unpack(jax.lax.ppermute(pack(flight), STAGE, around), flight)

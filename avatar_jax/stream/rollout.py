@@ -12,12 +12,12 @@ import numpy as np
 from avatar_jax.core import platform
 from avatar_jax.core.config import Config, PictureConfig, StreamConfig
 from avatar_jax.diffusion import flow, schedule
-from avatar_jax.models import audio, condition, dit, vae
+from avatar_jax.models import audio, condition, dit, signal, vae
 from avatar_jax.models.level import read_level, sinusoids
 from avatar_jax.nn import kv
 from avatar_jax.nn.rope import Phase
 from avatar_jax.stream import clock
-from avatar_jax.stream.state import BlockInput, Flight, Scene, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Flight, Scene, Speaker, StreamState, Weights
 
 LEVELS = {"shifted": schedule.sigmas, "published": schedule.published}
 
@@ -99,12 +99,18 @@ def refill(p: dict, caches: tuple[Any, ...], held: Any, stream: int | jax.Array 
     return tuple(kv.each(p["blocks"], fill, cache, held) for cache in caches)
 
 
+def voice_of(p: dict, speaker: Speaker, *, cfg: Config) -> audio.Voice:
+    """Sound and signals of a speaker as tokens of the block's latent frames, in the transformer's dtype."""
+    context, dtype = cfg.stream.audio_context, cfg.dit.compute_dtype
+    voice = audio.encode(p["audio"]["encoder"], speaker.features, speaker.mask, context=context, cfg=cfg.dit)
+    voice = signal.join(p, voice, speaker.signals, cfg=cfg.dit)
+    return voice._replace(local=voice.local.astype(dtype), whole=voice.whole.astype(dtype))
+
+
 def enter(p: dict, block: BlockInput, *, cfg: Config) -> Flight:
-    """A block at its first step: noise, and its sound as tokens of its latent frames."""
-    voice = audio.encode(p["audio"]["encoder"], block.features, context=cfg.stream.audio_context, cfg=cfg.dit)
-    dtype = cfg.dit.compute_dtype
-    voice = voice._replace(local=voice.local.astype(dtype), whole=voice.whole.astype(dtype))
-    return Flight(block.noise.astype(dtype), voice, block.place, block.pose)
+    """A block at its first step: noise, and what drives it as tokens of its latent frames."""
+    voices = tuple(voice_of(p, speaker, cfg=cfg) for speaker in block.speakers)
+    return Flight(block.noise.astype(cfg.dit.compute_dtype), voices, block.place, block.pose)
 
 
 def call(
@@ -200,7 +206,7 @@ def draw(
     Returns:
       the memories with this block committed, and the block at its end.
     """
-    heard, steps = dit.hear(p, (flight.voice,), cfg=cfg.dit), cfg.stream.steps
+    heard, steps = dit.hear(p, flight.voices, cfg=cfg.dit), cfg.stream.steps
     memories, flight = advance(p, caches, flight, 0, steps, heard, cross, cfg=cfg)
     if cfg.stream.history == "clean":
         clean = dit.level(p, np.float32(0.0), cfg=cfg.dit)

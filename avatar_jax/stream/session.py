@@ -12,8 +12,8 @@ import numpy as np
 from avatar_jax.core import config as configs
 from avatar_jax.io import checkpoint
 from avatar_jax.models import dit, vae
-from avatar_jax.stream import chain, clock, engine, hear, pipeline, pool, prompt, rollout
-from avatar_jax.stream.state import BlockInput, Scene, Weights
+from avatar_jax.stream import chain, clock, engine, hear, pipeline, pool, prompt, rollout, speaker
+from avatar_jax.stream.state import BlockInput, Scene, Speaker, Weights
 
 Blocks = list[jax.Array]  # uint8 [T, H, W, 3], perhaps still being computed: reading one waits for it
 
@@ -25,6 +25,7 @@ class Avatar:
     cfg: configs.Config
     hearing: hear.Hearing
     engine: engine.Engines
+    masks: np.ndarray | None = None  # of its speakers, from `speaker.token_masks`; None: one, all of the picture
 
 
 def load_weights(cfg: configs.Config, folder: pathlib.Path) -> Weights:
@@ -83,6 +84,7 @@ def make_avatar(
     *,
     text: jax.Array | None = None,
     hearing: hear.Hearing | None = None,
+    masks: np.ndarray | None = None,
 ) -> Avatar:
     """Prepares a portrait: encodes it, fills the memories with it, warms up.
 
@@ -94,17 +96,19 @@ def make_avatar(
       portrait: uint8 [H, W, 3], of the configured size.
       text: rows of the prompt, from `prompt.encode`, if the model reads one.
       hearing: from `load_hearing`; log-mel features need none.
+      masks: what of the portrait each of several speakers drives, [speakers, H, W] in 0..1.
     """
     wanted = (cfg.video.height, cfg.video.width, 3)
     if portrait.shape != wanted:
         raise ValueError(f"portrait of shape {portrait.shape}: must be {wanted}")
+    driven = None if masks is None else speaker.token_masks(masks, cfg)
     scene = rollout.make_view(cfg)(weights.vae, vae.from_uint8(portrait)[None, None])
     if text is not None:
         scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
-    avatar = Avatar(cfg, hearing or hear.make_hearing(cfg), make_engines(weights, scene, cfg))
+    avatar = Avatar(cfg, hearing or hear.make_hearing(cfg), make_engines(weights, scene, cfg), driven)
     warm_up = Session(avatar)
     warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
-    jax.block_until_ready(warm_up.finish())
+    jax.block_until_ready(warm_up.finish())  # the other speakers are silent as long
     return avatar
 
 
@@ -112,29 +116,49 @@ class Session:
     """One stream of one avatar. Feed sound of any length; blocks come out as soon as their sound is heard."""
 
     def __init__(self, avatar: Avatar):
-        self._cfg, self._ear, self._engine = avatar.cfg, avatar.hearing(), avatar.engine()
-        self._context: jax.Array | None = None
-        self._blocks, self._samples = 0, 0
+        self._cfg = avatar.cfg
+        self._masks: Any = [None] if avatar.masks is None else avatar.masks
+        self._tracks = [speaker.Track(avatar.hearing(), avatar.cfg) for _ in self._masks]
+        self._engine, self._blocks = avatar.engine(), 0
         self._key = jax.random.key(self._cfg.stream.seed)
 
     @property
     def samples(self) -> int:
-        """Audio samples taken so far."""
-        return self._samples
+        """Audio samples taken so far, of the speaker who is furthest."""
+        return max(track.samples for track in self._tracks)
 
-    def push_audio(self, samples: np.ndarray) -> Blocks:
+    def push_audio(self, samples: np.ndarray, speaker: int = 0) -> Blocks:
         """Takes mono float32 samples at the model's rate, any number of them.
+
+        A block is drawn when the sound of every speaker is there; one who says nothing needs zeros.
 
         Returns:
           the blocks that are drawn by now, or under way.
         """
-        self._samples += len(samples)
-        return self._draw(self._ear.push(np.asarray(samples, np.float32)))
+        self._track(speaker).push(np.asarray(samples, np.float32))
+        return self._draw()
+
+    def push_signals(self, name: str, rows: np.ndarray, speaker: int = 0, frame: int | None = None) -> None:
+        """Takes a driving signal, one row a video frame, as `config.dit.signals` describes it.
+
+        Nothing waits for signals: a block uses the rows that came before the sound that completes it. A frame without
+        a row, or with NaN in it, is drawn as the model sees fit.
+
+        Args:
+          name: of the signal.
+          rows: deviations from rest, [T, width].
+          speaker: whom it drives.
+          frame: video frame of the first row; by default the one after the last row that came.
+        """
+        self._track(speaker).signals.push(name, rows, frame)
 
     def finish(self) -> Blocks:
         """Shows what is left, the last block cut so that the frames cover the sound exactly."""
-        blocks = self._draw(self._ear.finish()) + self._show(self._engine.drain())
-        over = self._blocks * self._cfg.block_frames - clock.frames_of(self._samples, self._cfg)
+        samples = self.samples
+        for track in self._tracks:
+            track.finish(samples)
+        blocks = self._draw() + self._show(self._engine.drain())
+        over = self._blocks * self._cfg.block_frames - clock.frames_of(samples, self._cfg)
         if blocks and over > 0:
             blocks[-1] = blocks[-1][:-over]
         self.close()
@@ -144,29 +168,34 @@ class Session:
         """Ends the stream at once, without what is left; `finish` ends with it."""
         self._engine.close()
 
-    def _heard(self, features: jax.Array) -> jax.Array:
-        """A block's features behind their left context, [context + T, layers, width], T with those of a knot."""
-        cfg, rest = self._cfg.stream, self._ear.rest
-        if self._context is None or cfg.audio_history == "repeated":
-            before = features[0] if rest is None or cfg.audio_history == "repeated" else rest
-            self._context = jnp.tile(before, (cfg.audio_context, 1, 1))
-        heard = jnp.concatenate([self._context, features])
-        self._context = heard[self._cfg.block_frames :][: cfg.audio_context]  # what precedes the next block
-        return heard
+    def _track(self, number: int) -> speaker.Track:
+        if not 0 <= number < len(self._tracks):
+            raise ValueError(f"speaker {number}: the avatar has {len(self._tracks)}, counted from 0")
+        return self._tracks[number]
 
-    def _input(self, features: jax.Array) -> BlockInput:
+    def _speaker(self, track: speaker.Track, mask: np.ndarray | None) -> Speaker:
+        features = track.take()
+        frames = len(features) - self._cfg.stream.audio_context
+        signals = track.signals.take(self._blocks * self._cfg.block_frames, frames)
+        return Speaker(
+            features=features[None],
+            signals={name: jnp.asarray(rows)[None] for name, rows in signals.items()},
+            mask=None if mask is None else jnp.asarray(mask),
+        )
+
+    def _input(self) -> BlockInput:
         cfg = self._cfg
         shape = (1, cfg.stream.noise_latents, *cfg.latent_size, cfg.vae.latent_channels)
         return BlockInput(
-            features=self._heard(features)[None],
+            speakers=tuple(map(self._speaker, self._tracks, self._masks)),
             noise=jax.random.normal(jax.random.fold_in(self._key, self._blocks), shape),
             place=clock.place(self._blocks, cfg),
         )
 
-    def _draw(self, heard: hear.Features) -> Blocks:
+    def _draw(self) -> Blocks:
         blocks = []
-        for features in heard:
-            blocks += self._show(self._engine.feed(self._input(features)))
+        while all(track.ready for track in self._tracks):
+            blocks += self._show(self._engine.feed(self._input()))
             self._blocks += 1
             if self._blocks == self._cfg.stream.adapt_blocks:  # the adaptive sink (live_avatar.md section 6.5)
                 self._engine.adapt()

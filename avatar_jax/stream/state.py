@@ -1,5 +1,6 @@
 """A live session as values: everything that changes from block to block, and everything that does not."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -52,10 +53,19 @@ class Place:
 
 
 @flax.struct.dataclass
+class Speaker:
+    """What drives one speaker of a block."""
+
+    features: jax.Array  # sound, [B, context + frames, layers, audio_width]
+    signals: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)  # [B, frames, width]; NaN: absent
+    mask: jax.Array | None = None  # what of the picture it drives, [B, F, f] in 0..1; None for all of it
+
+
+@flax.struct.dataclass
 class BlockInput:
     """What the host knows of one block before it is drawn."""
 
-    features: jax.Array  # sound, [B, context + frames, layers, audio_width]
+    speakers: tuple[Speaker, ...]
     noise: jax.Array  # [B, F, h, w, C]; with a knot every step's, one after the other, [B, steps F, h, w, C]
     place: Place
     pose: jax.Array | None = None  # latents of a pose video, [B, F, h, w, C]; None for no pose
@@ -66,7 +76,7 @@ class Flight:
     """A block being drawn: all that a step needs of it, and hands on."""
 
     latent: jax.Array  # [B, F, h, w, C], in the transformer's dtype
-    voice: Voice
+    voices: tuple[Voice, ...]  # with the tokens of their signals
     place: Place
     pose: jax.Array | None = None
     known: jax.Array | None = None  # mask and known latents beside it, [B, F, h, w, condition_channels]

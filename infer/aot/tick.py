@@ -9,7 +9,7 @@ from avatar_jax.core.config import Config, DitConfig, sized
 from avatar_jax.models import dit
 from avatar_jax.nn import kv, rope
 from avatar_jax.stream import pipeline, rollout
-from avatar_jax.stream.state import BlockInput, Place, Scene
+from avatar_jax.stream.state import BlockInput, Place, Scene, Speaker
 from infer import door
 from infer.aot import counts, programs
 
@@ -31,7 +31,7 @@ def _entering(cfg: Config, size: programs.Size, place: programs.Place) -> BlockI
         return rope.Phase(*(place(*shape, time, dtype="float32") for _ in range(2)))
 
     return BlockInput(
-        features=place(1, heard, cfg.dit.audio_layers, cfg.dit.audio_width, dtype="float32"),
+        speakers=(Speaker(place(1, heard, cfg.dit.audio_layers, cfg.dit.audio_width, dtype="float32")),),
         noise=place(1, size.block_latents, *size.latent, cfg.dit.latent_channels, dtype="float32"),
         place=Place(
             phase(1, size.block_latents),
@@ -57,7 +57,7 @@ def tick(transformer: DitConfig, size: programs.Size, place: programs.Place) -> 
     cross, p = programs.text(transformer, whole), programs.weights(transformer, place)
     entering = _entering(cfg, size, place)
     flops = steps * counts.block(transformer, size.block, size.ring, held)
-    heard = entering.features.shape[1]
+    heard = entering.speakers[0].features.shape[1]
     flops += counts.audio_encoder(transformer, heard) + counts.hear(transformer, size.block_latents)
     seen = frozenset({held + size.ring, transformer.text_tokens})
     about = (transformer.heads, size.block, seen, transformer.layer_loop)
@@ -65,7 +65,7 @@ def tick(transformer: DitConfig, size: programs.Size, place: programs.Place) -> 
 
         def stage(p, memories, entering, cross):
             flight = rollout.enter(p, entering, cfg=cfg)
-            heard = dit.hear(p, (flight.voice,), cfg=transformer)
+            heard = dit.hear(p, flight.voices, cfg=transformer)
             return rollout.advance(p, memories, flight, 0, steps, heard, cross, cfg=cfg)[1].latent
 
         args = (p, (memory,) * steps, entering, cross)

@@ -20,7 +20,7 @@ from avatar_jax.core import check
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
 from avatar_jax.stream import chain, clock, engine, pipeline, rollout, session
-from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Scene, Speaker, StreamState, Weights
 from configs import tiny
 from infer import door
 from tests.acceptance import absent, report
@@ -66,7 +66,7 @@ def block_of(number: int, cfg: Config) -> BlockInput:
     noise, sound = (jax.random.fold_in(jax.random.key(kind), number) for kind in (3, 4))
     heard = (1, cfg.stream.audio_context + cfg.block_frames, cfg.dit.audio_layers, cfg.dit.audio_width)
     return BlockInput(
-        features=jax.random.normal(sound, heard),
+        speakers=(Speaker(jax.random.normal(sound, heard)),),
         noise=jax.random.normal(noise, (1, cfg.stream.block_latents, *cfg.latent_size, cfg.dit.latent_channels)),
         place=clock.place(number, cfg),
     )

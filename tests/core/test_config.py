@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from avatar_jax.core import check, config
+from avatar_jax.core import check, config, fields
 from configs.tiny import get_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -17,7 +17,7 @@ def test_the_shipped_config_is_valid_and_hashable():
     cfg = check.validate(get_config())
     assert hash(cfg) == hash(get_config()) and cfg == get_config()
     assert (cfg.block_frames, cfg.block_samples, cfg.grid) == (12, 7680, (6, 6))
-    assert json.loads(config.to_json(cfg))["stream"]["steps"] == cfg.stream.steps
+    assert json.loads(fields.to_json(cfg))["stream"]["steps"] == cfg.stream.steps
 
 
 RUNS = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "reader"))
@@ -27,7 +27,7 @@ RUNS = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("_
 def test_every_run_is_possible(name: str):
     """All but the reader's, which has a schema of its own."""
     cfg = check.validate(importlib.import_module(f"configs.{name}").get_config())
-    assert cfg.name == name and json.loads(config.to_json(cfg))
+    assert cfg.name == name and json.loads(fields.to_json(cfg))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,10 @@ def test_every_run_is_possible(name: str):
         ("stream", "engine", "knots"),
         ("dit", "condition_channels", 20),
         ("vae", "temporal", (True,)),
+        ("dit", "signals", (("head", (1.0,)),)),
+        ("dit", "signals", (config.Signal("head", (1.0,)), config.Signal("head", (1.0,)))),
+        ("dit", "signals", (config.Signal("head", (1.0, 0.0)),)),
+        ("train", "dit_drop_signal", 1.5),
     ],
 )
 def test_the_refusal_names_the_field(section, field, value):
@@ -58,5 +62,5 @@ def test_the_refusal_names_the_field(section, field, value):
 
 
 def test_a_near_miss_is_suggested():
-    assert config.nearest_fields(get_config(), "config.stream.step")[0] == "config.stream.steps"
-    assert config.nearest_fields(get_config(), "qqqq") == []
+    assert fields.nearest_fields(get_config(), "config.stream.step")[0] == "config.stream.steps"
+    assert fields.nearest_fields(get_config(), "qqqq") == []

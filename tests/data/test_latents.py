@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from avatar_jax.data import latents
+from avatar_jax.core.config import Signal
+from avatar_jax.data import controls, latents, source
 from avatar_jax.models import mel
+from configs import tiny_driven
 from configs.tiny import get_config
 from train import loop
 
@@ -28,7 +30,10 @@ def folder(tmp_path, cfg):
         frames = np.arange(-1, 3 * BLOCKS)  # -1 is the reference
         latent = np.full((len(frames), 2, 2, 16), 0.0, np.float16) + (100 * clip + frames)[:, None, None, None]
         sound = np.zeros((12 * BLOCKS, cfg.dit.audio_width), np.float16) + np.arange(12 * BLOCKS)[:, None]
-        records.append({"latent": latent.astype(np.float16), "features": sound.astype(np.float16)})
+        turned = np.arange(12 * BLOCKS, dtype=np.float32)[:, None] + [0.0, 0.25]
+        records.append(
+            {"latent": latent.astype(np.float16), "features": sound.astype(np.float16), "signal.head": turned}
+        )
     latents.write_shard(latents.shard_path(tmp_path, 0), records[:3])
     latents.write_shard(latents.shard_path(tmp_path, 1), records[3:])
     return tmp_path
@@ -63,6 +68,45 @@ def test_an_iterator_resumes_exactly(folder, cfg):
     again.set_state(place)
     for batch in expected:
         np.testing.assert_array_equal(next(again)["latent"], batch["latent"])
+
+
+def with_signals(cfg, *signals: Signal):
+    return dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, signals=signals))
+
+
+def test_windows_line_up_with_their_signals(folder, cfg):
+    driven = with_signals(cfg, Signal("head", (0.1, 0.1)))
+    for _, batch in zip(range(6), dataset(folder, driven), strict=False):
+        heard = batch["features"][:, cfg.stream.audio_context :, 0, 0]
+        np.testing.assert_array_equal(batch["signals"]["head"], heard[..., None] + np.array([0.0, 0.25]))
+    assert next(iter(dataset(folder, cfg)))["signals"] == {}
+
+
+@pytest.mark.parametrize(
+    ("signal", "words"),
+    [
+        (
+            Signal("gaze", (0.1,)),
+            "its clips hold no signal 'gaze', where config.dit.signals wants 1; run train.latents",
+        ),
+        (Signal("head", (0.1,)), "its clips hold 2 numbers of 'head', where config.dit.signals wants 1"),
+    ],
+)
+def test_clips_without_the_signals_are_refused(folder, cfg, signal, words):
+    with pytest.raises(ValueError, match=words):
+        dataset(folder, with_signals(cfg, signal))
+
+
+def test_the_drawn_world_gives_the_signals_of_the_driven_avatar():
+    """Names, widths, rest at zero and the usual sizes, as `configs/tiny_driven.py` states them."""
+    clips = [source.clip(7, index, video_frames=96, size=32)["controls"] for index in range(24)]
+    moved = controls.signals(np.concatenate(clips))
+    assert not any(rows.any() for rows in controls.signals(np.array([controls.NEUTRAL])).values())
+    np.testing.assert_array_equal(moved["gaze"][:, 2], np.concatenate(clips)[:, controls.CONTROL_NAMES.index("blink")])
+    for signal in tiny_driven.get_config().dit.signals:
+        deviations = moved[signal.name].std(0)
+        assert deviations.shape == (signal.width,)
+        assert (np.abs(np.log(deviations / signal.spread)) < 0.4).all(), (signal.name, deviations)
 
 
 def test_no_shards_is_one_clear_line(tmp_path, cfg):

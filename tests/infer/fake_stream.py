@@ -20,19 +20,28 @@ DELAY_S = float(os.environ.get("FAKE_DELAY_S", "0"))
 
 
 class Engine:
-    """Blocks of 12 frames whose brightness is the sound's peak."""
+    """Blocks of 12 frames whose brightness is the sound's peak, or a signal's first number where there is one."""
 
     def __init__(self) -> None:
         self._pending = np.zeros(0, np.float32)
+        self._led: list[float] = []
 
     def _draw(self, sound: np.ndarray) -> np.ndarray:
         time.sleep(DELAY_S)
         padded = np.pad(sound, (0, -sound.size % HOP)).reshape(-1, HOP)
         level = np.clip(np.abs(padded).max(axis=1) * 255, 0, 255).astype(np.uint8)
+        led, self._led = self._led[: len(level)], self._led[len(level) :]
+        level[: len(led)] = led
         return np.broadcast_to(level[:, None, None, None], (len(level), 96, 96, 3)).copy()
 
-    def push_audio(self, samples: np.ndarray) -> list[np.ndarray]:
-        """Takes sound, returns whole blocks."""
+    def push_signals(self, name: str, rows: np.ndarray, speaker: int = 0) -> None:
+        """Takes rows of any signal."""
+        self._led += [float(row[0]) for row in rows]
+
+    def push_audio(self, samples: np.ndarray, speaker: int = 0) -> list[np.ndarray]:
+        """Takes sound, returns whole blocks; only the first of several speakers is seen."""
+        if speaker:
+            return []
         self._pending = np.concatenate([self._pending, samples])
         whole = len(self._pending) // BLOCK * BLOCK
         blocks, self._pending = np.split(self._pending[:whole], whole // BLOCK or 1), self._pending[whole:]

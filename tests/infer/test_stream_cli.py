@@ -40,6 +40,13 @@ def write_inputs(folder: Path) -> None:
     (folder / "old.mp4").write_bytes(b"old video")
     (folder / "old.json").write_bytes(b"old figures")
     (folder / "package.json").write_bytes(b"{}")
+    Image.new("L", (120, 90), 0).save(folder / "black.png")
+    np.save(folder / "head.npy", np.zeros((9, 6)))
+    np.savez(folder / "head.npz", head=np.zeros((9, 6)))
+    np.savez(folder / "ear.npz", ear=np.zeros((9, 6)))
+    np.savez(folder / "narrow.npz", gaze=np.zeros((9, 2)))
+    np.savez(folder / "infinite.npz", head=np.full((9, 6), np.inf))
+    np.savez(folder / "empty.npz")
     (folder / "config.py").write_text("import nothing_like_this\n")
 
 
@@ -54,6 +61,7 @@ def order(folder: Path, **changes: str | None) -> list[str]:
     return [f"--{name}={value}" for name, value in (flags | changes).items() if value is not None]
 
 
+DRIVEN = "--config=configs/tiny_driven.py"
 CASES: dict[str, tuple[dict[str, str | None], list[str], str]] = {  # changed flags, further arguments, expected words
     "no output": ({"output": None}, [], "--output is missing; name the video"),
     "no such image": ({"image": "{}/nobody.png"}, [], "nobody.png: no such file"),
@@ -69,6 +77,33 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], str]] = {  # changed fl
     "existing output": ({"output": "{}/old.mp4"}, [], "old.mp4: exists already"),
     "existing figures": ({"output": "{}/package.mp4"}, [], "package.json: exists already"),
     "missing folder": ({"output": "{}/nowhere/talk.mp4"}, [], "does not exist; create it first"),
+    "two recordings, nobody's": ({}, ["--audio={}/speech.flac"], "--speakers is missing; say what each of the 2"),
+    "one part, two recordings": (
+        {},
+        ["--audio={}/speech.flac", "--speakers=left"],
+        "--speakers=left: names 1 for 2 recordings; give one for each --audio",
+    ),
+    "two parts, one recording": ({}, ["--speakers=left,right"], "names 2 for 1 recordings"),
+    "no such mask": ({}, ["--speakers={}/mask.png"], "mask.png: no such file"),
+    "black mask": ({}, ["--speakers={}/black.png"], "black.png: is all black; a mask is white where"),
+    "bad second recording": (
+        {},
+        ["--audio={}/text.wav", "--speakers=left,right"],
+        "text.wav: is not a recording",
+    ),
+    "signals for a model without": ({}, ["--signals={}/head.npz"], "--signals: the model of config 'tiny' reads none"),
+    "no such signals": ({}, [DRIVEN, "--signals={}/nothing.npz"], "nothing.npz: no such file"),
+    "text signals": ({}, [DRIVEN, "--signals={}/text.wav"], "text.wav: is not an .npz of arrays"),
+    "an array as signals": ({}, [DRIVEN, "--signals={}/head.npy"], "head.npy: is not an .npz of arrays"),
+    "unknown signal": ({}, [DRIVEN, "--signals={}/ear.npz"], "ear.npz: holds 'ear', which is no signal of config"),
+    "narrow signal": ({}, [DRIVEN, "--signals={}/narrow.npz"], "'gaze' is float64 [9, 2]; it must be numbers [video"),
+    "infinite signal": ({}, [DRIVEN, "--signals={}/infinite.npz"], "infinite.npz: 'head' has an infinite number"),
+    "no signals": ({}, [DRIVEN, "--signals={}/empty.npz"], "empty.npz: holds no signal; it may hold head, gaze"),
+    "more signals than recordings": (
+        {},
+        [DRIVEN, "--signals={}/head.npz", "--signals={}/head.npz"],
+        "--signals: 2 files for 1 recordings",
+    ),
     "not mp4": ({"output": "{}/talk.avi"}, [], "not an .mp4 name"),
     "no weights": ({"checkpoint": "{}"}, [], "holds neither dit.safetensors nor dit/"),
     "unknown field": ({}, ["--config.stream.stepz=4"], "no such field; did you mean --config.stream.steps"),
@@ -181,6 +216,33 @@ def test_overwrite_replaces_video_and_figures(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(read_video(folder / "talk.mp4")[0]) == 75
     assert json.loads((folder / "talk.json").read_text())["conditions"]["steps"] == 3
+
+
+def test_signals_reach_the_frames_they_are_for(folder: Path) -> None:
+    """Row k drives frame k for as long as there are rows, the sound goes on alone."""
+    head = np.zeros((30, 6))
+    head[:, 0] = np.linspace(60, 205, 30)
+    np.savez(folder / "head.npz", head=head)
+    done = run(folder, f"--signals={folder}/head.npz", DRIVEN)
+    assert done.returncode == 0, done.stderr
+    shown = read_video(folder / "talk.mp4")[0].mean((1, 2, 3))
+    assert len(shown) == 75
+    np.testing.assert_allclose(shown[:30], head[:, 0], atol=4)
+    assert shown[30:].max() < 110
+
+
+def test_several_recordings_are_heard_together(folder: Path) -> None:
+    """Each speaker's samples reach the engine as their own; the video is as long as the longest and has their sum."""
+    sound = sounds.chirp(16000, 2)
+    soundfile.write(folder / "one.wav", 0.5 * sound, 16000)
+    soundfile.write(folder / "two.wav", -0.5 * sound[:16000], 16000)
+    Image.new("L", (120, 90), 255).save(folder / "mask.png")
+    done = run(folder, f"--audio={folder}/two.wav", f"--speakers=left,{folder}/mask.png", audio=f"{folder}/one.wav")
+    assert done.returncode == 0, done.stderr
+    frames, heard, _ = read_video(folder / "talk.mp4", audio_hz=16000)
+    assert len(frames) == 50 and frames[5:20].mean() > 20  # the engine heard the first one, not the sum
+    assert np.abs(heard[1600:14400]).max() < 0.05 < np.abs(heard[17600:30400]).max()  # opposites are silence
+    assert json.loads((folder / "talk.json").read_text())["lip_sync"] is None  # of whom?
 
 
 def test_a_single_sample_is_a_single_frame(folder: Path) -> None:

@@ -12,7 +12,7 @@ import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avatar_jax.io.audio import open_audio, verify_audio
+from avatar_jax.io.audio import aligned, mix, open_audio, verify_audio
 from avatar_jax.io.errors import InputError
 from tests.io import sounds
 
@@ -31,6 +31,13 @@ def refusal(path: object) -> str:
     assert "\n" not in line
     assert os.path.basename(str(path))[:20] in line
     return line
+
+
+def test_recordings_are_heard_together_within_full_scale() -> None:
+    loud, short, none = np.full(4, 0.75, np.float32), np.array([0.5, -0.25], np.float32), np.zeros(0, np.float32)
+    np.testing.assert_array_equal(aligned([short, loud, none]), [[0.5, -0.25, 0, 0], loud, np.zeros(4)])
+    np.testing.assert_array_equal(mix([short, loud, none]), np.array([1.0, 0.5, 0.75, 0.75], np.float32))
+    assert mix([none, none]).size == 0
 
 
 @pytest.mark.parametrize("name", sounds.CONTAINERS)

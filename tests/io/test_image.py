@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from avatar_jax.io.errors import InputError
-from avatar_jax.io.image import fit_portrait, load_portrait, within
+from avatar_jax.io.image import fit_portrait, load_mask, load_portrait, within
 from tests.io.pictures import bomb
 
 RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -49,6 +49,18 @@ def test_cover_and_centre_crop_without_bars(kind: str, height: int, width: int, 
     expected = [[0.5 + i * reach_x, 0.5 + j * reach_y] for j in (-1, 1) for i in (-1, 1)]
     np.testing.assert_allclose(corners[:, :2], np.array(expected) * 255, atol=12)
     np.testing.assert_allclose(corners[:, 2], 128, atol=6)
+
+
+def test_a_mask_lies_as_its_portrait_does(tmp_path: Path) -> None:
+    """White is 1, black and transparent are 0; the same crop as the portrait; nothing at all is refused."""
+    drawn = Image.new("L", (120, 90), 0)
+    drawn.paste(255, (15, 0, 60, 90))  # the left half of the centred square
+    for image in (drawn, Image.merge("LA", (Image.new("L", drawn.size, 255), drawn))):
+        mask = load_mask(save(image, tmp_path / "mask.png"), height=96, width=96)
+        assert mask.shape == (96, 96) and mask.dtype == np.float32
+        assert mask[:, :46].min() > 0.98 and mask[:, 50:].max() < 0.02 and 0.0 <= mask.min() <= mask.max() <= 1.0
+    with pytest.raises(InputError, match=r"black\.png: is all black"):
+        load_mask(save(Image.new("L", (8, 8), 0), tmp_path / "black.png"), height=96, width=96)
 
 
 def test_the_right_size_is_kept_exactly(tmp_path: Path) -> None:

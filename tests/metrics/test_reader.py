@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from avatar_jax.data import controls
 from avatar_jax.metrics import identity, mouth, reader, sync
 from train import reader_data
 
@@ -34,6 +35,18 @@ def test_opening_agrees_with_the_truth(unseen: tuple[reader_data.Pool, np.ndarra
         assert sync.pearson(seen.opening, true[:, 0]) > 0.97
     pooled = np.concatenate([mouth.read_frames(frames).opening for frames in pool.frames])
     assert sync.pearson(pooled, pool.mouth[..., 0].ravel()) > 0.98
+
+
+def test_a_videos_signals_are_the_mouths(unseen: tuple[reader_data.Pool, np.ndarray]) -> None:
+    """What the reader can tell of a driving video, in the order and units of the drawn world's signal."""
+    pool, _ = unseen
+    read = [mouth.signals(frames) for frames in pool.frames]
+    assert all(signals.keys() == {"mouth"} <= controls.SIGNALS.keys() for signals in read)
+    rows = np.concatenate([signals["mouth"] for signals in read])
+    for column, agreement in enumerate((0.98, 0.9)):  # the opening is what the reader was made for
+        true = pool.mouth[..., column].ravel()
+        assert sync.pearson(rows[:, column], true) > agreement, controls.SIGNALS["mouth"][column]
+        assert np.abs(rows[:, column] - true).mean() < 0.1
 
 
 def test_opening_survives_a_generators_faults(unseen: tuple[reader_data.Pool, np.ndarray]) -> None:

@@ -18,7 +18,7 @@ from avatar_jax.models import condition, wav2vec
 from avatar_jax.nn import rope
 from avatar_jax.stream import clock, engine, hear, knot, rollout
 from avatar_jax.stream.session import Avatar, Session, make_avatar
-from avatar_jax.stream.state import BlockInput, StreamState, Tied
+from avatar_jax.stream.state import BlockInput, Speaker, StreamState, Tied
 from configs.tiny_knot import get_config
 from tests.published import mini_live_avatar
 from tests.stream.algorithm_1 import STEPS, Literal, inputs, scene_of, small, weights
@@ -32,7 +32,7 @@ def block_of(chunk: int, cfg: Config, *, at: int | None = None) -> BlockInput:
     noise, features = inputs(chunk, cfg)
     number = chunk if at is None else at
     place = dataclasses.replace(clock.place(number, cfg), tied=np.array([chunk > 0]))
-    return BlockInput(features, noise, place)
+    return BlockInput((Speaker(features),), noise, place)
 
 
 def begin(cfg: Config) -> StreamState:

@@ -18,7 +18,7 @@ from avatar_jax.core.config import Config, TrainingConfig
 from avatar_jax.models import dit
 from avatar_jax.stream import chain, clock, engine, pipeline, pool, rollout
 from avatar_jax.stream.engine import Drawn
-from avatar_jax.stream.state import BlockInput, Scene, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Scene, Speaker, StreamState, Weights
 from tests.stream.test_session import small, weights_of
 
 BLOCKS = 9  # the ring of 3 wraps twice
@@ -50,7 +50,7 @@ def lowered(weights: Weights, scene: Scene, mesh: Mesh, cfg: Config):
 def block_of(number: int, cfg: Config) -> BlockInput:
     noise, sound = (jax.random.fold_in(jax.random.key(kind), number) for kind in (1, 2))
     return BlockInput(
-        features=jax.random.normal(sound, (1, 17, 1, cfg.dit.audio_width)),
+        speakers=(Speaker(jax.random.normal(sound, (1, 17, 1, cfg.dit.audio_width))),),
         noise=jax.random.normal(noise, (1, 3, *cfg.latent_size, 16)),
         place=clock.place(number, cfg),
     )

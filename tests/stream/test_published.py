@@ -13,7 +13,7 @@ from avatar_jax.core import spec
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit, vae
 from avatar_jax.stream import clock, rollout
-from avatar_jax.stream.state import BlockInput, Scene, Weights
+from avatar_jax.stream.state import BlockInput, Scene, Speaker, Weights
 from configs.live_avatar_14b import get_config
 from tests.published.case import Case, frames_first, frames_last
 from tests.published.wan import network
@@ -40,7 +40,7 @@ def block_input(io: dict[str, np.ndarray], block: int, cfg: Config) -> BlockInpu
     drawn = np.maximum(block * length + io["relative_dist"][block], cfg.stream.reference_from)
     place, ahead = clock.place(block, cfg), clock.time_phase(drawn[None, :, None], cfg)
     return BlockInput(
-        features=jnp.asarray(np.concatenate([np.repeat(sound[:1], context, 0), sound]))[None],
+        speakers=(Speaker(jnp.asarray(np.concatenate([np.repeat(sound[:1], context, 0), sound]))[None]),),
         noise=jnp.asarray(frames_last(io["noise"][clip][:, latents])),
         place=dataclasses.replace(place, reference_time=ahead),
         pose=jnp.asarray(frames_last(io["cond_states"][clip][:, latents])),

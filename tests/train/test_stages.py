@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import grain
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from avatar_jax.core import spec
 from avatar_jax.core.check import validate
-from avatar_jax.core.config import TrainingConfig
+from avatar_jax.core.config import Signal, TrainingConfig
 from avatar_jax.models import dit, vae
 from configs.tiny import get_config
 from train import loop, optim, pretrain
@@ -45,13 +46,14 @@ def vae_state(cfg: TrainingConfig) -> optim.TrainState:
     return optim.empty(spec.init(vae.spec(cfg.vae), jax.random.key(0)), cfg.train.vae)
 
 
-def window(cfg: TrainingConfig) -> dict[str, jax.Array]:
+def window(cfg: TrainingConfig) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(0), 3)
     frames, context = cfg.train.dit_blocks * cfg.stream.block_latents, cfg.stream.audio_context
     return {
         "latent": jax.random.normal(keys[0], (2, frames, 4, 4, 16)),
         "reference": jax.random.normal(keys[1], (2, 1, 4, 4, 16)),
         "features": jax.random.normal(keys[2], (2, context + 4 * frames, 1, cfg.dit.audio_width)),
+        "signals": {s.name: jax.random.normal(keys[1], (2, 4 * frames, s.width)) for s in cfg.dit.signals},
     }
 
 
@@ -88,6 +90,46 @@ def test_pretraining_overfits_one_window():
         state, scalars = step(state, batch, jax.random.key(3))
         losses.append(float(scalars["loss"]))
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_signals_are_dropped_each_by_itself():
+    """`share` of the windows lack a signal, half of those wholly, the others in one run of frames at either end."""
+    rows = {name: jnp.ones((4000, 24, 2)) for name in ("head", "gaze")}
+    dropped = {name: np.isnan(left) for name, left in pretrain.dropped_signals(jax.random.key(0), rows, 0.4).items()}
+    for gone in dropped.values():
+        assert (gone[..., 0] == gone[..., 1]).all()
+        assert gone.any((1, 2)).mean() == pytest.approx(0.4, abs=0.03)
+        assert gone.all((1, 2)).mean() == pytest.approx(0.2, abs=0.03)
+        edges = np.diff(gone[..., 0].astype(int))
+        assert np.abs(edges).sum(1).max() == 1
+        assert (edges == 1).any(1).mean() == pytest.approx(0.1, abs=0.02) == (edges == -1).any(1).mean()
+    head, gaze = (gone.any((1, 2)) for gone in dropped.values())
+    assert abs(np.corrcoef(head, gaze)[0, 1]) < 0.05
+
+
+def test_signals_train_where_the_sound_is_dropped():
+    """With all sound dropped the signals still decide the loss, and they are learned."""
+    cfg = small()
+    cfg.dit = dataclasses.replace(cfg.dit, signals=(Signal("head", (1.0, 1.0)),))
+    p = spec.init(dit.spec(cfg.dit), jax.random.key(0))
+    p = dit.lay_out(
+        jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(1), leaf.shape), p), cfg.dit
+    )
+    batch = window(cfg)
+    louder = batch | {"features": batch["features"] + 1.0}
+    turned = batch | {"signals": {"head": batch["signals"]["head"] + 1.0}}
+
+    def losses(drop_audio: float, drop_signal: float) -> list[float]:
+        rates = dataclasses.replace(cfg.train, dit_drop_audio=drop_audio, dit_drop_signal=drop_signal)
+        run = dataclasses.replace(cfg, train=rates)
+        return [float(pretrain.loss_fn(p, given, jax.random.key(2), cfg=run)[0]) for given in (batch, louder, turned)]
+
+    plain, loud, turn = losses(1.0, 0.0)
+    assert plain == loud and plain != turn
+    plain, loud, turn = losses(0.0, 0.0)
+    assert plain != loud and plain != turn
+    gradient = jax.grad(lambda p: pretrain.loss_fn(p, batch, jax.random.key(2), cfg=cfg)[0])(p)
+    assert float(jnp.abs(gradient["signals"]["head"]["in"]["w"]).max()) > 0.0
 
 
 def test_the_loss_looks_where_the_picture_moves():
