@@ -78,6 +78,10 @@ class Chained:
         self._flying.append(Drawn(latent, frames))
         return [self._flying.popleft()] if len(self._flying) >= len(self._devices) else []
 
+    def collect(self) -> list[Drawn]:
+        """Nobody else draws."""
+        return []
+
     def drain(self) -> list[Drawn]:
         """What is under way."""
         drawn, self._flying = list(self._flying), collections.deque()

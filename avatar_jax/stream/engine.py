@@ -29,6 +29,10 @@ class Engine(Protocol):
         """Starts a block; returns those that are done."""
         ...
 
+    def collect(self) -> list[Drawn]:
+        """What has been done since the last call, by somebody else's doing."""
+        ...
+
     def drain(self) -> list[Drawn]:
         """Finishes what was fed."""
         ...
@@ -71,6 +75,10 @@ class Sequential:
         self._first = latent[:, :1] if self._first is None else self._first
         self._tail, frames = self._decode(self._weights.vae, self._tail, latent)
         return [Drawn(latent, frames)]
+
+    def collect(self) -> list[Drawn]:
+        """Nobody else draws."""
+        return []
 
     def drain(self) -> list[Drawn]:
         """Nothing is left."""

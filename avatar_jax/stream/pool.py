@@ -53,6 +53,7 @@ class Seat:
         self.waiting: collections.deque[BlockInput | Scene | None] = collections.deque([act.scene])
         self.done: list[Drawn] = []
         self.entered, self.left = 0, 0  # blocks
+        self.alone = True  # nobody else beats the pool
         self.first: jax.Array | None = None  # latent, on the whole mesh
 
     def offer(self, block: BlockInput) -> None:
@@ -70,9 +71,10 @@ class Seat:
         return self.left < self.entered or any(isinstance(item, BlockInput) for item in self.waiting)
 
     def feed(self, block: BlockInput) -> list[Drawn]:
-        """Enters a block in a beat of its own; what others have offered goes with it."""
+        """Enters a block, in a beat of its own if nobody else beats; what others have offered goes with it."""
         self.offer(block)
-        self._pool.beat()
+        if self.alone:
+            self._pool.beat()
         return self.collect()
 
     def drain(self) -> list[Drawn]:
@@ -116,6 +118,11 @@ class Pool:
         self._changes: list[_Change] = []
         self._ticks, self._state, self._nothing = 0, None, None
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has ticked."""
+        return self._ticks > 0
+
     def act(self, scene: Scene) -> Act:
         """Prepares an avatar, for all its streams."""
         tail = None
@@ -143,9 +150,9 @@ class Pool:
         return jax.device_put(tree, device) if _here(device) else None
 
     def beat(self) -> None:
-        """One tick: what waits enters, what is done comes home."""
+        """One tick: what waits enters, what is done comes home. Without either nothing runs."""
         blocks = {seat.stream: block for seat in self._seats if seat and (block := self._next(seat))}
-        if not blocks and self._state is None:
+        if not blocks and not any(seat for seats in self._under for seat in seats):
             return
         p, entering = self._weights.dit, self._entering(blocks)
         if self._state is None:

@@ -64,17 +64,23 @@ def devices_of(cfg: configs.Config) -> tuple[list[Any], list[Any]]:
     return drawing, [mine[row % len(mine)] if mine else homes[row] for row, mine in enumerate(near)]
 
 
+def make_pool(weights: Weights, cfg: configs.Config) -> pool.Pool:
+    """Seats for `cfg.mesh.streams` streams, of one avatar or of several."""
+    devices, decoders = devices_of(cfg)
+    mesh = pipeline.make_mesh(devices, stages=cfg.mesh.stages, data=cfg.mesh.data, tensor=cfg.mesh.tensor)
+    return pool.Pool(engine.place(weights, mesh, cfg), mesh, decoders, cfg)
+
+
 def make_engines(weights: Weights, scene: Scene, cfg: configs.Config) -> engine.Engines:
     """What draws for every session of a scene, as `cfg.mesh` says."""
-    devices, decoders = devices_of(cfg)
-    if cfg.mesh.devices == cfg.mesh.streams == 1 or cfg.mesh.driver == "chain":
-        begin = engine.kind(cfg).make_start(cfg)(weights, scene)
-        if cfg.mesh.driver == "chain":
-            return functools.partial(chain.Chained, weights, scene, begin, [*devices, *decoders], cfg)
+    if cfg.mesh.driver == "spmd" and max(cfg.mesh.devices, cfg.mesh.streams) > 1:
+        seats = make_pool(weights, cfg)
+        return functools.partial(seats.join, seats.act(scene))
+    begin = engine.kind(cfg).make_start(cfg)(weights, scene)
+    if cfg.mesh.driver == "spmd":
         return functools.partial(engine.Sequential, weights, scene, begin, cfg)
-    mesh = pipeline.make_mesh(devices, stages=cfg.mesh.stages, data=cfg.mesh.data, tensor=cfg.mesh.tensor)
-    seats = pool.Pool(engine.place(weights, mesh, cfg), mesh, decoders, cfg)
-    return functools.partial(seats.join, seats.act(scene))
+    devices, decoders = devices_of(cfg)
+    return functools.partial(chain.Chained, weights, scene, begin, [*devices, *decoders], cfg)
 
 
 def make_avatar(
@@ -85,6 +91,7 @@ def make_avatar(
     text: jax.Array | None = None,
     hearing: hear.Hearing | None = None,
     masks: np.ndarray | None = None,
+    seats: pool.Pool | None = None,
 ) -> Avatar:
     """Prepares a portrait: encodes it, fills the memories with it, warms up.
 
@@ -97,6 +104,7 @@ def make_avatar(
       text: rows of the prompt, from `prompt.encode`, if the model reads one.
       hearing: from `load_hearing`; log-mel features need none.
       masks: what of the portrait each of several speakers drives, [speakers, H, W] in 0..1.
+      seats: a pool that it shares with other avatars; by default it has devices of its own.
     """
     wanted = (cfg.video.height, cfg.video.width, 3)
     if portrait.shape != wanted:
@@ -105,7 +113,10 @@ def make_avatar(
     scene = rollout.make_view(cfg)(weights.vae, vae.from_uint8(portrait)[None, None])
     if text is not None:
         scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
-    avatar = Avatar(cfg, hearing or hear.make_hearing(cfg), make_engines(weights, scene, cfg), driven)
+    engines = functools.partial(seats.join, seats.act(scene)) if seats else make_engines(weights, scene, cfg)
+    avatar = Avatar(cfg, hearing or hear.make_hearing(cfg), engines, driven)
+    if seats and seats.busy:
+        return avatar  # its programs are those of the others
     warm_up = Session(avatar)
     warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
     jax.block_until_ready(warm_up.finish())  # the other speakers are silent as long
@@ -115,11 +126,11 @@ def make_avatar(
 class Session:
     """One stream of one avatar. Feed sound of any length; blocks come out as soon as their sound is heard."""
 
-    def __init__(self, avatar: Avatar):
+    def __init__(self, avatar: Avatar, drawer: engine.Engine | None = None):
         self._cfg = avatar.cfg
         self._masks: Any = [None] if avatar.masks is None else avatar.masks
         self._tracks = [speaker.Track(avatar.hearing(), avatar.cfg) for _ in self._masks]
-        self._engine, self._blocks = avatar.engine(), 0
+        self._engine, self._blocks = drawer or avatar.engine(), 0
         self._key = jax.random.key(self._cfg.stream.seed)
 
     @property
@@ -137,6 +148,10 @@ class Session:
         """
         self._track(speaker).push(np.asarray(samples, np.float32))
         return self._draw()
+
+    def poll(self) -> Blocks:
+        """What others' beats of a shared pool have drawn since the last call; never waits."""
+        return self._show(self._engine.collect())
 
     def push_signals(self, name: str, rows: np.ndarray, speaker: int = 0, frame: int | None = None) -> None:
         """Takes a driving signal, one row a video frame, as `config.dit.signals` describes it.
