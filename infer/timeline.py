@@ -11,6 +11,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -90,13 +91,18 @@ def trace(cfg: configs.Config, blocks: int) -> list[Span]:
         return spans(Path(kept))
 
 
-def rows_of(found: list[Span], cfg: configs.Config) -> tuple[dict[int, list[Span]], list[Span]]:
-    """The drawing spans of every device, in order of its ticks, and the decoder's."""
+def stages(found: list[Span]) -> list[list[Span]]:
+    """The drawing spans of every stage, in order of its ticks."""
     drawn: dict[int, list[Span]] = defaultdict(list)
     for span in found:
         if span.program in DRAWING:
             drawn[span.device].append(span)
-    return dict(drawn), [span for span in found if span.program == DECODING]
+    return [drawn[device] for device in sorted(drawn)]
+
+
+def figures(found: list[Span]) -> dict[str, Any]:
+    """For every stage, which share of each of its ticks operations fill."""
+    return {"busy": [[round(span.busy / (span.end - span.start), 4) for span in ticks] for ticks in stages(found)]}
 
 
 def plot(found: list[Span], cfg: configs.Config, output: Path) -> None:
@@ -106,8 +112,8 @@ def plot(found: list[Span], cfg: configs.Config, output: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    drawn, decoded = rows_of(found, cfg)
-    zero = min(spans[0].start for spans in drawn.values())
+    drawn, decoded = stages(found), [span for span in found if span.program == DECODING]
+    zero = min(ticks[0].start for ticks in drawn)
     figure, axis = plt.subplots(figsize=(12, 1.2 + 0.5 * (len(drawn) + 1)), layout="constrained")
     colours = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
     waits = cfg.mesh.driver == "spmd"  # a tick runs everywhere, whether a block is there or not
@@ -119,7 +125,7 @@ def plot(found: list[Span], cfg: configs.Config, output: Path) -> None:
         if block >= 0:
             axis.text(left + width / 2, row, str(block), ha="center", va="center", fontsize=7)
 
-    for stage, (_, ticks) in enumerate(sorted(drawn.items())):
+    for stage, ticks in enumerate(drawn):
         for tick, span in enumerate(ticks):
             bar(stage, span, tick - stage if waits else tick)
     for block, span in enumerate(decoded):
@@ -140,7 +146,9 @@ def main() -> None:
     if FLAGS.output is None or not FLAGS.output.endswith(".png"):
         raise ValueError("--output: the picture to write, a .png name")
     door.start_jax()
-    plot(trace(cfg, FLAGS.blocks), cfg, Path(FLAGS.output))
+    found = trace(cfg, FLAGS.blocks)
+    plot(found, cfg, Path(FLAGS.output))
+    sys.stdout.write(json.dumps(figures(found)) + "\n")
 
 
 if __name__ == "__main__":

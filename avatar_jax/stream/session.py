@@ -83,6 +83,27 @@ def make_engines(weights: Weights, scene: Scene, cfg: configs.Config) -> engine.
     return functools.partial(chain.Chained, weights, scene, begin, [*devices, *decoders], cfg)
 
 
+def make_scene(cfg: configs.Config, weights: Weights, portrait: np.ndarray, text: jax.Array | None = None) -> Scene:
+    """What a portrait and a prompt look like to the model.
+
+    Args:
+      cfg: the run.
+      weights: from `load_weights`.
+      portrait: uint8 [H, W, 3], of the configured size.
+      text: rows of the prompt, from `prompt.encode`, if the model reads one.
+
+    Raises:
+      ValueError: a portrait of another size.
+    """
+    wanted = (cfg.video.height, cfg.video.width, 3)
+    if portrait.shape != wanted:
+        raise ValueError(f"portrait of shape {portrait.shape}: must be {wanted}")
+    scene = rollout.make_view(cfg)(weights.vae, vae.from_uint8(portrait)[None, None])
+    if text is None:
+        return scene
+    return dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
+
+
 def make_avatar(
     cfg: configs.Config,
     weights: Weights,
@@ -106,13 +127,9 @@ def make_avatar(
       masks: what of the portrait each of several speakers drives, [speakers, H, W] in 0..1.
       seats: a pool that it shares with other avatars; by default it has devices of its own.
     """
-    wanted = (cfg.video.height, cfg.video.width, 3)
-    if portrait.shape != wanted:
-        raise ValueError(f"portrait of shape {portrait.shape}: must be {wanted}")
-    driven = None if masks is None else speaker.token_masks(masks, cfg)
-    scene = rollout.make_view(cfg)(weights.vae, vae.from_uint8(portrait)[None, None])
-    if text is not None:
-        scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
+    scene, driven = make_scene(cfg, weights, portrait, text), None
+    if masks is not None:
+        driven = speaker.token_masks(masks, cfg)
     engines = functools.partial(seats.join, seats.act(scene)) if seats else make_engines(weights, scene, cfg)
     avatar = Avatar(cfg, hearing or hear.make_hearing(cfg), engines, driven)
     if seats and seats.busy:
@@ -166,6 +183,10 @@ class Session:
           frame: video frame of the first row; by default the one after the last row that came.
         """
         self._track(speaker).signals.push(name, rows, frame)
+
+    def show(self, scene: Scene) -> None:
+        """Another portrait or prompt, from `make_scene`: taken up by the next block, on every device in its turn."""
+        self._engine.show(scene)
 
     def finish(self) -> Blocks:
         """Shows what is left, the last block cut so that the frames cover the sound exactly."""

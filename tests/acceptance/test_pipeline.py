@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import re
@@ -244,3 +245,19 @@ def test_two_processes(tmp_path):
         what = f"process {number} of two killed in mid-stream"
         figure = f"the other ends after {seconds:.1f} s with code {code}: {line}"
         assert row(what, figure, "both end within 30 s with a clear message", met)
+
+
+def test_every_stage_is_busy(tmp_path):
+    """Under JAX's profiler; each stage's ticks are its own operations, as `infer.timeline` reads and draws them."""
+    virtual = {"XLA_FLAGS": "--xla_force_host_platform_device_count=5", "JAX_PLATFORMS": "cpu"}
+    picture, blocks = absent.ROOT / "docs" / "timeline.png", 12
+    more = ("--config.stream.history=timestep", "--config.stream.steps=4", "--config.mesh.stages=4")
+    command = [sys.executable, "-m", "infer.timeline", f"--output={picture}", f"--blocks={blocks}", *more]
+    done = subprocess.run(command, cwd=absent.ROOT, env=os.environ | virtual, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout)
+    after = [ticks[3:] for ticks in told["busy"]]  # once block 0 has reached the last stage
+    met = len(after) == 4 and all(len(ticks) >= blocks - 3 and min(ticks) > 0 for ticks in after)
+    figure = f"{len(after)} stages, {min(map(len, after))} ticks after the fill, each stage at work in every one; "
+    figure += f"operations fill {np.mean(after):.0%} of a stage's tick, {np.min(after):.0%} at least"
+    assert row("a traced run, docs/timeline.png", figure, "every stage busy on every tick after the fill", met)

@@ -12,7 +12,7 @@ from avatar_jax.core.check import validate
 from avatar_jax.core.config import TrainingConfig
 from avatar_jax.models import dit, vae
 from avatar_jax.stream import clock, rollout
-from avatar_jax.stream.session import Avatar, Session, make_avatar
+from avatar_jax.stream.session import Avatar, Session, make_avatar, make_scene
 from avatar_jax.stream.state import Weights
 from configs.tiny import get_config
 
@@ -111,3 +111,16 @@ def test_clock_counts():
     block = cfg.stream.block_latents * cfg.tokens_per_frame
     places = [tuple(map(int, (*place.slots[0], *place.filled))) for place in (clock.place(b, cfg) for b in range(4))]
     assert places == [(0, block), (1, 2 * block), (2, 3 * block), (0, 3 * block)]
+
+
+def test_another_portrait_in_mid_stream(avatar):
+    """The blocks before are those of an unchanged stream, the ones after are not."""
+    cfg, samples = avatar.cfg, sound(4 * avatar.cfg.block_samples)
+    other = make_scene(cfg, weights_of(cfg), np.random.default_rng(5).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    session, at = Session(avatar), 2 * cfg.block_samples
+    blocks = session.push_audio(samples[:at])
+    session.show(other)
+    changed, same = np.concatenate(blocks + session.push_audio(samples[at:])), play(avatar, samples, [])
+    cut = 2 * cfg.block_frames
+    np.testing.assert_array_equal(changed[:cut], same[:cut])
+    assert np.abs(changed[cut:].astype(int) - same[cut:].astype(int)).max() > 5
