@@ -38,6 +38,8 @@ def _stream() -> c.StreamConfig:
         block_latents=3,
         window_blocks=2,
         history="clean",
+        history_level=0.0,
+        motion=True,
         reference_ahead=(0, 0),
         reference_from=0,
         adapt_blocks=0,

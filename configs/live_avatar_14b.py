@@ -27,6 +27,8 @@ def _stream() -> c.StreamConfig:
         block_latents=3,
         window_blocks=4,
         history="timestep",
+        history_level=0.0,
+        motion=True,
         reference_ahead=(4, 30),
         reference_from=30,
         adapt_blocks=4,

@@ -60,6 +60,8 @@ def _stream() -> c.StreamConfig:
         block_latents=3,
         window_blocks=3,
         history="clean",
+        history_level=0.0,
+        motion=True,
         reference_ahead=(12, 12),
         reference_from=0,
         adapt_blocks=0,

@@ -6,7 +6,7 @@ from avatar_jax.core import config as configs
 
 Run = TypeVar("Run", bound=configs.PictureConfig)
 LEVELS = ("shifted", "published")
-HISTORIES = ("timestep", "clean")
+HISTORIES = ("timestep", "clean", "noised")
 AUDIO_HISTORIES = ("heard", "repeated")
 DRIVERS = ("spmd", "chain")
 ENGINES = ("sink", "knot")
@@ -74,6 +74,8 @@ def _stream(cfg: configs.Config) -> None:
     _text(cfg.text, d)
     _one_of("stream.engine", s.engine, ENGINES)
     _one_of("stream.history", s.history, HISTORIES)
+    level, noised = s.history_level, s.history == "noised"
+    _require((0 < level <= 1) if noised else level == 0, "stream.history_level", level, "in 0..1 if 'noised', else 0")
     _one_of("stream.levels", s.levels, LEVELS)
     _one_of("stream.audio_history", s.audio_history, AUDIO_HISTORIES)
     for name in ("steps", "block_latents", "window_blocks", "warm_latents"):
@@ -122,7 +124,9 @@ def stages(count: int, cfg: configs.Config) -> int:
     divides = count >= 1 and s.steps % count == 0
     _require(divides, "mesh.stages", count, f"must divide config.stream.steps={s.steps}")
     timestep = count == 1 or s.history == "timestep"
-    _require(timestep, "stream.history", s.history, f"{count} stages need 'timestep': a clean pass waits for the last")
+    _require(
+        timestep, "stream.history", s.history, f"{count} stages need 'timestep': a last pass would wait"
+    )
     known = count == 1 or s.adapt_blocks == 0 or s.adapt_blocks >= count
     late = f"0 or at least the {count} stages, since the first latent is known when it leaves the last"
     _require(known, "stream.adapt_blocks", s.adapt_blocks, late)

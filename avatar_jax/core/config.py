@@ -179,7 +179,11 @@ class StreamConfig:
     levels: str  # "shifted": uniform levels shifted once; "published": the released sampler's table
     block_latents: int
     window_blocks: int  # attention window of the sink engine, the current block included
-    history: str  # "timestep": one cache a step at its own noise level; "clean": one cache, refreshed at t = 0
+    history: (
+        str  # "timestep": a memory a step, at its noise level; else one, left "clean" or "noised" by a last pass
+    )
+    history_level: float  # noise level of a "noised" history, in 0..1
+    motion: bool  # whether a model that reads past motion is told that the portrait stood still
     reference_ahead: tuple[int, int]  # rope distance of the reference from the block's first latent, drawn per call
     reference_from: int  # rope position before which the reference never stands
     adapt_blocks: int  # blocks after which the reference becomes the stream's first latent; 0: never
@@ -194,7 +198,7 @@ class StreamConfig:
     @property
     def calls(self) -> int:
         """Network calls of one block."""
-        return self.steps + (self.history == "clean")
+        return self.steps + (self.history != "timestep")
 
     @property
     def memories(self) -> int:
@@ -348,6 +352,11 @@ class Config(PictureConfig):
         if isinstance(self.sound, MelConfig):
             return self.sound
         raise ValueError("config.sound: must be log-mel features, which is what is trained here")
+
+    @property
+    def motion_latents(self) -> int:
+        """Latents of past motion that the model is told."""
+        return self.dit.motion_latents if self.stream.motion else 0
 
     @property
     def samples_per_frame(self) -> int:

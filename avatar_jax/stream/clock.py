@@ -80,10 +80,10 @@ def grid_phase(positions: jax.Array | np.ndarray, cfg: PictureConfig) -> rope.Ph
     return spread(time_phase(positions, cfg), cfg)
 
 
-def condition_phase(time: rope.Phase, cfg: PictureConfig) -> rope.Phase:
+def condition_phase(time: rope.Phase, cfg: Config) -> rope.Phase:
     """Phases of the condition tokens [..., R, K/2], the reference at `time` [..., 1, K_time]; motion never moves."""
     reference = spread(time, cfg)
-    if not cfg.dit.motion_latents:
+    if not cfg.motion_latents:
         return reference
     return rope.join(reference, condition.motion_phase(cfg.grid, cfg.latent_size, cfg.dit))
 

@@ -42,7 +42,7 @@ def view(p: dict, portrait: jax.Array, *, cfg: Config) -> Scene:
         latent, tail = vae.encode_step(p, tail, frames, cfg=cfg.vae)
         return tail, latent[:, 0]
 
-    more = max(cfg.dit.motion_latents, cfg.stream.warm_latents) - 1
+    more = max(cfg.motion_latents, cfg.stream.warm_latents) - 1
     if not more:
         return Scene(reference, reference)
     _, latents = jax.lax.scan(stand, tail, length=more)
@@ -51,7 +51,7 @@ def view(p: dict, portrait: jax.Array, *, cfg: Config) -> Scene:
 
 def prefill(p: dict, scene: Scene, *, cfg: Config) -> Any:
     """Keys and values of the scene's condition tokens in every layer, see `dit.prefill`."""
-    if cfg.dit.motion_latents:
+    if cfg.motion_latents:
         tokens = condition.embed_all(p, scene.reference, scene.still, cfg.dit)
     else:
         tokens = condition.embed_reference(p, scene.reference, cfg.dit)
@@ -200,17 +200,20 @@ def draw(
 ) -> tuple[tuple[Any, ...], Flight]:
     """Draws one block: noise to latents through `cfg.stream.steps` Euler steps.
 
-    With "timestep" history step k reads and writes memory k, whose keys are all at step k's noise level; with
-    "clean" history the steps overwrite the block's slot of the one memory and a last pass at t = 0 leaves clean keys.
+    With "timestep" history step k reads and writes memory k, whose keys are all at step k's noise level; else the
+    steps overwrite the block's slot of the one memory, and a last pass leaves it the keys of the finished block, clean
+    or with the block's own noise again up to `history_level` (section 7.2).
 
     Returns:
       the memories with this block committed, and the block at its end.
     """
-    heard, steps = dit.hear(p, flight.voices, cfg=cfg.dit), cfg.stream.steps
+    heard, steps, noise = dit.hear(p, flight.voices, cfg=cfg.dit), cfg.stream.steps, flight.latent
     memories, flight = advance(p, caches, flight, 0, steps, heard, cross, cfg=cfg)
-    if cfg.stream.history == "clean":
-        clean = dit.level(p, np.float32(0.0), cfg=cfg.dit)
-        memories = (call(p, memories[0], flight, clean, steps, heard, cross, cfg=cfg)[0],)
+    if cfg.stream.history != "timestep":
+        level = np.float32(cfg.stream.history_level)
+        past = flow.add_noise(flight.latent, noise, level).astype(noise.dtype) if level else flight.latent
+        known, at = dataclasses.replace(flight, latent=past), dit.level(p, level, cfg=cfg.dit)
+        memories = (call(p, memories[0], known, at, steps, heard, cross, cfg=cfg)[0],)
     return memories, flight
 
 

@@ -22,7 +22,8 @@ def small(history: str) -> TrainingConfig:
     cfg.dit = dataclasses.replace(cfg.dit, width=48, heads=2, layers=2, ffn=64, audio_inject=(0,), freq=32)
     cfg.vae = dataclasses.replace(cfg.vae, width=8, mult=(1, 2, 2))
     cfg.video = dataclasses.replace(cfg.video, height=32, width=32)
-    cfg.stream = dataclasses.replace(cfg.stream, steps=2, history=history)
+    level = 0.3 if history == "noised" else 0.0
+    cfg.stream = dataclasses.replace(cfg.stream, steps=2, history=history, history_level=level)
     return validate(cfg)
 
 
@@ -39,7 +40,7 @@ def avatar_of(history: str) -> Avatar:
     return make_avatar(cfg, weights_of(cfg), portrait)
 
 
-@pytest.fixture(scope="module", params=["clean", "timestep"])
+@pytest.fixture(scope="module", params=["clean", "timestep", "noised"])
 def avatar(request) -> Avatar:
     return avatar_of(request.param)
 
