@@ -92,8 +92,16 @@ def stages(count: int, cfg: configs.Config) -> int:
     return s.steps // count
 
 
+def bands(count: int, cfg: configs.PictureConfig) -> None:
+    """Raises ValueError where `count` devices cannot share the token rows of a latent frame evenly."""
+    rows = cfg.grid[0]
+    divides = count >= 1 and rows % count == 0
+    _require(divides, "mesh.context", count, f"must divide the {rows} token rows of {cfg.video.height} pixels")
+
+
 def _mesh(cfg: configs.Config) -> None:
     stages(cfg.mesh.stages, cfg)
+    bands(cfg.mesh.context, cfg)
     tensor, d = cfg.mesh.tensor, cfg.dit
     for name, size in (("heads", d.heads), ("ffn", d.ffn)):
         _require(tensor >= 1 and size % tensor == 0, "mesh.tensor", tensor, f"must divide config.dit.{name}={size}")
@@ -101,7 +109,8 @@ def _mesh(cfg: configs.Config) -> None:
     data, streams, chain = cfg.mesh.data, cfg.mesh.streams, cfg.mesh.driver == "chain"
     _require(data >= 1, "mesh.data", data, "must be at least 1")
     _require(streams >= 1 and streams % data == 0, "mesh.streams", streams, f"must be a multiple of mesh.data={data}")
-    _require(tensor == 1 or not chain, "mesh.tensor", tensor, "a chain has one device a stage: 1")
+    for name, size in (("context", cfg.mesh.context), ("tensor", tensor)):
+        _require(size == 1 or not chain, f"mesh.{name}", size, "a chain has one device a stage: 1")
     _require(streams == 1 or not chain, "mesh.streams", streams, "a chain has one stream: 1")
 
 

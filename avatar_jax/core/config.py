@@ -182,18 +182,19 @@ class StreamConfig:
 
 @dataclasses.dataclass(unsafe_hash=True)
 class MeshConfig:
-    """Streams, and their devices: data x stages x tensor."""
+    """Streams, and their devices: data x stages x context x tensor."""
 
     streams: int  # at once, divided evenly over the rows of `data`
     data: int  # rows of devices, each with streams of its own
     stages: int  # that share a block's steps, each with its own memories; 1: one after the other on one device
     tensor: int  # that split each layer's heads and inner width
     driver: str  # "spmd": one program for all, any mesh; "chain": a program a stage, one stream, one host
+    context: int = 1  # that share the rows of every latent frame
 
     @property
     def devices(self) -> int:
         """Devices that denoise."""
-        return self.data * self.stages * self.tensor
+        return self.data * self.stages * self.context * self.tensor
 
 
 @dataclasses.dataclass(unsafe_hash=True)

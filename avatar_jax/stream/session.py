@@ -47,18 +47,19 @@ def devices_of(cfg: configs.Config) -> tuple[list[Any], list[Any]]:
     """The devices that denoise for `cfg`, and those that decode, one a row: spare ones, where there are any.
 
     Raises:
-      ValueError: fewer devices than data x stages x tensor.
+      ValueError: fewer devices than data x stages x context x tensor.
     """
     mesh, found, processes = cfg.mesh, jax.devices(), jax.process_count()
     if mesh.devices > len(found):
-        shape = f"config.mesh: {mesh.data} data x {mesh.stages} stages x {mesh.tensor} need {mesh.devices} devices"
+        inside = f"{mesh.context} context x {mesh.tensor} tensor"
+        shape = f"config.mesh: {mesh.data} data x {mesh.stages} stages x {inside} need {mesh.devices} devices"
         raise ValueError(f"{shape}, {len(found)} {found[0].platform} found; lower one of config.mesh")
     drawing, spare = found[: mesh.devices], found[mesh.devices :]
     if processes > 1 and mesh.driver == "chain":
         raise ValueError(f"config.mesh.driver='chain': runs in one process, not in {processes}; take 'spmd'")
     if len({device.process_index for device in drawing}) < processes:
         raise ValueError(f"config.mesh: {mesh.devices} devices leave some of {processes} processes without one")
-    homes = drawing[:: mesh.stages * mesh.tensor]
+    homes = drawing[:: mesh.devices // mesh.data]
     near = [[device for device in spare if device.process_index == home.process_index] for home in homes]
     return drawing, [mine[row % len(mine)] if mine else homes[row] for row, mine in enumerate(near)]
 
@@ -71,7 +72,7 @@ def make_engines(weights: Weights, scene: Scene, cfg: configs.Config) -> engine.
     if cfg.mesh.driver == "chain":
         begin = rollout.make_start(cfg)(weights, scene)
         return functools.partial(chain.Chained, weights, scene, begin, [*devices, *decoders], cfg)
-    mesh = pipeline.make_mesh(devices, stages=cfg.mesh.stages, data=cfg.mesh.data, tensor=cfg.mesh.tensor)
+    mesh = pipeline.make_mesh_of(devices, cfg)
     seats = pool.Pool(engine.place(weights, mesh, cfg), mesh, decoders, cfg)
     return functools.partial(seats.join, seats.act(scene))
 
