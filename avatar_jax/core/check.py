@@ -92,11 +92,11 @@ def stages(count: int, cfg: configs.Config) -> int:
     return s.steps // count
 
 
-def bands(count: int, cfg: configs.PictureConfig) -> None:
+def bands(count: int, cfg: configs.PictureConfig, field: str = "mesh.context") -> None:
     """Raises ValueError where `count` devices cannot share the token rows of a latent frame evenly."""
     rows = cfg.grid[0]
     divides = count >= 1 and rows % count == 0
-    _require(divides, "mesh.context", count, f"must divide the {rows} token rows of {cfg.video.height} pixels")
+    _require(divides, field, count, f"must divide the {rows} token rows of {cfg.video.height} pixels")
 
 
 def _mesh(cfg: configs.Config) -> None:
@@ -112,6 +112,10 @@ def _mesh(cfg: configs.Config) -> None:
     for name, size in (("context", cfg.mesh.context), ("tensor", tensor)):
         _require(size == 1 or not chain, f"mesh.{name}", size, "a chain has one device a stage: 1")
     _require(streams == 1 or not chain, "mesh.streams", streams, "a chain has one stream: 1")
+    if cfg.mesh.share_first:
+        alone = cfg.mesh.stages > 1 and streams == 1 and not chain
+        _require(alone, "mesh.share_first", True, "needs more than one stage, one stream and driver='spmd'")
+        bands(cfg.mesh.stages * cfg.mesh.context, cfg, "mesh.stages x context")
 
 
 def _clip(cfg: configs.ClipConfig) -> None:

@@ -190,6 +190,7 @@ class MeshConfig:
     tensor: int  # that split each layer's heads and inner width
     driver: str  # "spmd": one program for all, any mesh; "chain": a program a stage, one stream, one host
     context: int = 1  # that share the rows of every latent frame
+    share_first: bool = False  # a stream's first block is drawn by all stages together, row by row
 
     @property
     def devices(self) -> int:

@@ -13,6 +13,7 @@ every latent frame (`context`, `nn/bands.py`): flights and memories are alike on
 Stages that have no block yet run on zeros; what they write lies where nothing has been filled, and is overwritten.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -26,9 +27,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from avatar_jax.core import axes, check
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
-from avatar_jax.nn import bands
+from avatar_jax.nn import bands, kv
 from avatar_jax.stream import rollout
-from avatar_jax.stream.state import BlockInput, Flight, Scene
+from avatar_jax.stream.state import BlockInput, Flight, Place, Scene
 
 DATA, STAGE, CONTEXT = "data", "stage", "context"
 _EVERYWHERE = PartitionSpec()
@@ -103,6 +104,33 @@ def _tick(
     return PipelineState(_held(memories), _held(flight), state.cross), flight.latent[None]
 
 
+def _draw_first(
+    p: dict, state: PipelineState, entering: BlockInput, following: Place, *, stages: int, cfg: Config
+) -> tuple[PipelineState, jax.Array]:
+    """The first block as one stage sees it, step after step with the others, each on its band.
+
+    Every memory of a stage serves a step of each stage; what its own step wrote is put back at the end. The flights
+    left are at the place of the next block, which writes over whatever they write.
+    """
+    stage, steps = jax.lax.axis_index(STAGE), check.stages(stages, cfg)
+    flight, cross, memories = rollout.enter(p, entering, cfg=cfg), _own(state.cross), list(_own(state.memories))
+    heard, blocks = dit.hear(p, (flight.voice,), cfg=cfg.dit), p["blocks"]
+    begin = functools.partial(kv.first, tokens=cfg.stream.block_latents * cfg.tokens_per_frame)
+    kept: list[Any] = [None] * steps
+    for number in range(cfg.stream.steps):
+        own, at = number // steps == stage, number % steps
+        memory, flight = rollout.step(p, memories[at], flight, number, heard, cross, band=(STAGE, CONTEXT), cfg=cfg)
+        wrote = kv.each(blocks, begin, memory)
+        last = wrote if kept[at] is None else kept[at]
+        chosen = jax.tree.map(lambda new, old, own=own: jnp.where(own, new, old), wrote, last)
+        # taken now, or every memory would be copied to wait for the end
+        memories[at], kept[at] = jax.lax.optimization_barrier((memory, chosen))
+    latent = flight.latent[None]
+    new = tuple(kv.each(blocks, kv.put_first, *pair) for pair in zip(memories, kept, strict=True))
+    flight = dataclasses.replace(flight, place=following)
+    return PipelineState(_held(new), _held(flight), state.cross), latent
+
+
 def _rows(cfg: Config) -> tuple[PartitionSpec, PartitionSpec]:
     """Over which axes the leaves of flights lie, and those of memories, that have layers before streams if stacked."""
     layers = (None,) if cfg.dit.layer_loop == "scan" else ()
@@ -167,6 +195,36 @@ def make_tick(cfg: Config, mesh: Mesh):
         return jax.lax.with_sharding_constraint(state, shardings(state, mesh, cfg)), latents
 
     return rollout.make_program(tick, "block", donate_argnums=1)
+
+
+@functools.lru_cache(maxsize=8)
+def make_first(cfg: Config, mesh: Mesh):
+    """The first block of every stream, drawn by all stages together and seen after one program; state donated.
+
+    Every stage must know the scenes; what was under way is dropped.
+
+    Returns:
+      (weights of the transformer, state, entering, places of the next blocks) -> (state, latents), as `make_tick`.
+
+    Raises:
+      ValueError: as `check.bands`, for all devices of a row's bands and stages.
+    """
+    stages, flights = mesh.shape[STAGE], _rows(cfg)[0]
+    check.bands(stages * mesh.shape[CONTEXT], cfg)
+    sharded: Any = jax.shard_map(
+        functools.partial(_draw_first, stages=stages, cfg=cfg),
+        mesh=mesh,
+        in_specs=(_EVERYWHERE, _specs(cfg), PartitionSpec(DATA), PartitionSpec(DATA)),
+        out_specs=(_specs(cfg), flights),
+        axis_names=_manual(mesh),
+        check_vma=False,
+    )
+
+    def first(p: dict, state: PipelineState, entering: BlockInput, following: Place) -> tuple[PipelineState, jax.Array]:
+        state, latents = sharded(p, state, jax.tree.map(lambda leaf: leaf[0], entering), following)
+        return jax.lax.with_sharding_constraint(state, shardings(state, mesh, cfg)), latents
+
+    return rollout.make_program(first, "block", donate_argnums=1)
 
 
 def _change(

@@ -150,6 +150,8 @@ class Pool:
         p, entering = self._weights.dit, self._entering(blocks)
         if self._state is None:
             self._state = self._begin(entering)
+        if self._cfg.mesh.share_first and any(seat.entered == 1 for seat in self._seats if seat and blocks):
+            return self._draw_first(entering)
         for change in self._changes:
             where = np.zeros((self._stages, self._rows), bool)
             where[self._ticks - change.tick, change.stream // self._slots] = True
@@ -164,6 +166,14 @@ class Pool:
         self._under.append([seat if stream in blocks else None for stream, seat in enumerate(self._seats)])
         if len(self._under) == self._stages:
             self._come_home(self._under.popleft(), latents)
+
+    def _draw_first(self, entering: BlockInput) -> None:
+        """The first block of the one stream, by all stages together: it comes home at once."""
+        p, change, following = self._weights.dit, self._changes[-1], clock.place(1, self._cfg)
+        where, self._changes = np.ones((self._stages, self._rows), bool), []
+        self._state = self._change(p, self._state, change.held, change.cross, np.int32(0), where)
+        self._state, latents = pipeline.make_first(self._cfg, self._mesh)(p, self._state, entering, following)
+        self._come_home(self._seats, latents)
 
     def _next(self, seat: Seat) -> BlockInput | None:
         """The block of a seat that enters now, after the scenes that wait before it."""

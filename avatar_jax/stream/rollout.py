@@ -214,10 +214,10 @@ def draw(
 
 
 def denoise(
-    p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, cfg: Config
+    p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, band: bands.Axes = None, cfg: Config
 ) -> tuple[tuple[Any, ...], jax.Array]:
     """`draw` of a block that enters: its memories, and its latents [B, F, h, w, C]."""
-    memories, flight = draw(p, caches, enter(p, block, cfg=cfg), cross, cfg=cfg)
+    memories, flight = draw(p, caches, enter(p, block, cfg=cfg), cross, band=band, cfg=cfg)
     return memories, flight.latent
 
 

@@ -104,7 +104,9 @@ def make_avatar(
         scene = dataclasses.replace(scene, cross=prompt.remember(weights.dit, text, cfg=cfg.dit))
     avatar = Avatar(cfg, hearing or hear.make_hearing(cfg), make_engines(weights, scene, cfg))
     warm_up = Session(avatar)
-    warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
+    warm_up.push_audio(
+        np.zeros((max(cfg.stream.adapt_blocks, cfg.mesh.share_first) + 1) * cfg.block_samples, np.float32)
+    )
     warm_up.finish()
     return avatar
 

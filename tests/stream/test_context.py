@@ -11,8 +11,9 @@ import pytest
 from avatar_jax.core import check, config
 from avatar_jax.core.config import TrainingConfig
 from avatar_jax.nn import bands
-from avatar_jax.stream import engine
+from avatar_jax.stream import engine, pipeline
 from tests.stream.test_pipeline import begin, block_of, lowered, mesh_of, run, seat_of
+from tests.stream.test_pool import pool_of
 from tests.stream.test_session import small, weights_of
 
 BLOCKS = 8  # the ring of 3 wraps twice
@@ -106,9 +107,44 @@ def test_cut_and_join_are_inverse():
         ({"context": 3}, "config.mesh.context=3: must divide the 4 token rows of 64 pixels"),
         ({"context": 0}, "config.mesh.context=0: must divide"),
         ({"context": 2, "driver": "chain"}, "config.mesh.context=2: a chain has one device a stage"),
+        ({"share_first": True}, "config.mesh.share_first=True: needs more than one stage"),
+        ({"share_first": True, "stages": 2, "streams": 2}, "config.mesh.share_first=True: needs"),
+        (
+            {"share_first": True, "stages": 4, "context": 2},
+            "config.mesh.stages x context=8: must divide the 4 token rows",
+        ),
     ],
 )
 def test_a_wrong_number_of_bands_is_refused(mesh: dict, words: str):
     cfg = tall(run())
     with pytest.raises(ValueError, match=re.escape(words)):
         check.validate(dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, **mesh)))
+
+
+FIRST = [
+    ("unroll", {"stages": 4}),
+    ("scan", {"stages": 2, "context": 2}),
+    ("unroll", {"stages": 2}),
+    ("unroll", {"stages": 2, "tensor": 2}),
+]
+
+
+@pytest.mark.parametrize(("layer_loop", "shape"), FIRST)
+def test_a_first_block_drawn_by_all_stages(layer_loop: str, shape: dict):
+    """It comes home when it enters, for a second stream too, whose predecessor left blocks under way."""
+    cfg = tall(run(adapt_blocks=4), layer_loop)
+    cfg = check.validate(dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, share_first=True, **shape)))
+    weights, mesh = weights_of(cfg), mesh_of(**shape)
+    (scene, state), (other, second) = begin(weights, cfg), begin(weights, cfg, 7)
+    seats = pool_of(weights, cfg)
+    hasty = seats.join(seats.act(other))
+    assert [len(hasty.feed(block_of(number, cfg))) for number in range(2)] == [1, 0]
+    hasty.close()
+    for begun, start, later in ((scene, state, other), (other, second, scene)):
+        expected = drawn_with(engine.Sequential(weights, begun, start, cfg), cfg, later)
+        seat = seats.join(seats.act(begun))
+        found = drawn_with(seat, cfg, later)
+        seat.close()
+        np.testing.assert_allclose(found, expected, atol=2e-5 if "tensor" in shape else 1e-5)
+    assert pipeline.make_tick(cfg, mesh)._cache_size() == 1  # type: ignore[attr-defined]
+    assert pipeline.make_first(cfg, mesh)._cache_size() == 1  # type: ignore[attr-defined]
