@@ -5,8 +5,8 @@ Devices:  as there; on four stages --config.stream.adapt_blocks=4, since the las
           Never run here at full size, where there is no such device.
 
 Paper (live_avatar.md section 9, numbers 18 to 20): the reference becomes the stream's first latent right after the
-first block, stands slightly ahead of the block at hand instead of 4 to 30 latents by chance, and no past motion is told.
-Noise levels stay the released ones, which the released weights were run with.
+first block, stands slightly ahead of the block at hand instead of 4 to 30 latents by chance, and no past motion is
+told. Noise levels stay the released ones, which the released weights were run with.
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ can: memory, kernels, copies, layouts, collectives. Exit code 2 if a gate fails 
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 
@@ -45,6 +46,7 @@ def define() -> None:
     flags.DEFINE_enum("model", "s2v_14b", sorted(wan.PUBLISHED), "Published transformer.")
     flags.DEFINE_integer("devices", None, "Devices that share a program or a stage; default: the fewest that it fits.")
     flags.DEFINE_integer("stages", 4, "Stages of a tick: 1, 2 or 4.")
+    flags.DEFINE_integer("context", 1, "Bands of a stage of a tick, each on --devices: 1, 2 or 4.")
     flags.DEFINE_integer("height", 704, "Pixels.")
     flags.DEFINE_integer("width", 384, "Pixels.")
     flags.DEFINE_string("plugins", None, "Folder with the target's compiler; default: .targets/<platform>, if there.")
@@ -59,9 +61,14 @@ def config_of(model: str, platform: str) -> DitConfig:
     return dataclasses.replace(cfg, attention=kernel)
 
 
-def mesh_of(target: Target, count: int, stages: int = 1) -> Mesh:
-    """`count` of the target's devices a stage, sharing each layer's work."""
-    return pipeline.make_mesh(targets.devices(target, stages * count), stages=stages, tensor=count)
+Split = tuple[int, int]  # stages of a tick, and bands of each
+
+
+def mesh_of(target: Target, count: int, split: Split = (1, 1)) -> Mesh:
+    """`count` of the target's devices a band of each stage, sharing each layer's work."""
+    stages, context = split
+    devices = targets.devices(target, stages * context * count)
+    return pipeline.make_mesh(devices, stages=stages, context=context, tensor=count)
 
 
 def program_of(name: str, target: Target, mesh: Mesh | None, size: Size, model: str) -> Program:
@@ -70,7 +77,8 @@ def program_of(name: str, target: Target, mesh: Mesh | None, size: Size, model: 
     if name == "decode":
         return programs.decode(wan_vae.config(Tensors({})), size, place, target.platform)
     build = ticks.tick if name == TICK else getattr(programs, name)
-    return build(config_of(model, "cpu" if mesh is None else target.platform), size, place)
+    with targets.present(target):  # a tick's state is traced for its shapes
+        return build(config_of(model, "cpu" if mesh is None else target.platform), size, place)
 
 
 def report_of(name: str, target: Target, mesh: Mesh, size: Size, model: str) -> Report:
@@ -81,13 +89,13 @@ def report_of(name: str, target: Target, mesh: Mesh, size: Size, model: str) -> 
     return measure.measure(program, target, mesh, model=model, injectors=injectors, flops_lowered=lowered)
 
 
-def smallest(name: str, target: Target, size: Size, model: str, stages: int = 1) -> Report:
-    """The report on the fewest devices, of each stage, that the program fits."""
+def smallest(name: str, target: Target, size: Size, model: str, split: Split = (1, 1)) -> Report:
+    """The report on the fewest devices, of each band of each stage, that the program fits."""
     tried = ""
     for count in targets.COUNTS if name != "decode" else targets.COUNTS[:1]:
-        if not target.exists(stages * count):
+        if not target.exists(math.prod(split) * count):
             continue
-        mesh = mesh_of(target, count, stages)
+        mesh = mesh_of(target, count, split)
         needed = program_of(name, target, mesh, size, model).argument_bytes
         if needed > target.memory_gb * 1e9:
             tried = f"{count} devices: arguments alone are {needed / 1e9:.1f} GB each"
@@ -122,6 +130,20 @@ def markdown(reports: list[Report]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
+def _split(target: Target) -> Split:
+    """Stages and bands as the flags say; raises InputError for others than can be compiled."""
+    if FLAGS.program != TICK:
+        return 1, 1
+    for name in ("stages", "context"):
+        if FLAGS[name].value not in (1, 2, 4):
+            raise InputError(f"--{name}={FLAGS[name].value}: must be 1, 2 or 4")
+    split = FLAGS.stages, FLAGS.context
+    count = math.prod(split) * (FLAGS.devices or 1)
+    if not target.exists(count):
+        raise InputError(f"--stages={split[0]} --context={split[1]}: {target.name} does not come in {count} devices")
+    return split
+
+
 def main() -> None:
     """Compiles, prints a table and the gates."""
     if not FLAGS.target:
@@ -129,11 +151,7 @@ def main() -> None:
     target = targets.TARGETS[FLAGS.target]
     if FLAGS.devices is not None and FLAGS.devices not in targets.COUNTS:
         raise InputError(f"--devices={FLAGS.devices}: must be one of {', '.join(map(str, targets.COUNTS))}")
-    stages = FLAGS.stages if FLAGS.program == TICK else 1
-    if FLAGS.program == TICK and (stages not in (1, 2, 4) or not target.exists(stages * (FLAGS.devices or 1))):
-        raise InputError(
-            f"--stages={stages}: must be 1, 2 or 4, and with --devices a number that {target.name} comes in"
-        )
+    split = _split(target)
     for name, pixels in (("height", FLAGS.height), ("width", FLAGS.width)):
         if pixels < 64 or pixels % 16:
             raise InputError(f"--{name}={pixels}: must be a multiple of 16 pixels, 64 at least")
@@ -146,10 +164,10 @@ def main() -> None:
     reports = []
     for name in names:
         if FLAGS.devices and name != "decode":
-            mesh = mesh_of(target, FLAGS.devices, stages)
+            mesh = mesh_of(target, FLAGS.devices, split)
             reports.append(report_of(name, target, mesh, size, FLAGS.model))
         else:
-            reports.append(smallest(name, target, size, FLAGS.model, stages))
+            reports.append(smallest(name, target, size, FLAGS.model, split))
         for gate, (figure, held) in measure.gates(reports[-1]).items():
             door.say(f"{name}: {gate}: {figure}{'' if held else '  <- NOT MET'}")
     sys.stdout.write(markdown(reports))

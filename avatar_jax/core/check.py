@@ -124,17 +124,23 @@ def stages(count: int, cfg: configs.Config) -> int:
     divides = count >= 1 and s.steps % count == 0
     _require(divides, "mesh.stages", count, f"must divide config.stream.steps={s.steps}")
     timestep = count == 1 or s.history == "timestep"
-    _require(
-        timestep, "stream.history", s.history, f"{count} stages need 'timestep': a last pass would wait"
-    )
+    _require(timestep, "stream.history", s.history, f"{count} stages need 'timestep': a last pass would wait")
     known = count == 1 or s.adapt_blocks == 0 or s.adapt_blocks >= count
     late = f"0 or at least the {count} stages, since the first latent is known when it leaves the last"
     _require(known, "stream.adapt_blocks", s.adapt_blocks, late)
     return s.steps // count
 
 
+def bands(count: int, cfg: configs.PictureConfig, field: str = "mesh.context") -> None:
+    """Raises ValueError where `count` devices cannot share the token rows of a latent frame evenly."""
+    rows = cfg.grid[0]
+    divides = count >= 1 and rows % count == 0
+    _require(divides, field, count, f"must divide the {rows} token rows of {cfg.video.height} pixels")
+
+
 def _mesh(cfg: configs.Config) -> None:
     stages(cfg.mesh.stages, cfg)
+    bands(cfg.mesh.context, cfg)
     tensor, d = cfg.mesh.tensor, cfg.dit
     for name, size in (("heads", d.heads), ("ffn", d.ffn)):
         _require(tensor >= 1 and size % tensor == 0, "mesh.tensor", tensor, f"must divide config.dit.{name}={size}")
@@ -142,8 +148,13 @@ def _mesh(cfg: configs.Config) -> None:
     data, streams, chain = cfg.mesh.data, cfg.mesh.streams, cfg.mesh.driver == "chain"
     _require(data >= 1, "mesh.data", data, "must be at least 1")
     _require(streams >= 1 and streams % data == 0, "mesh.streams", streams, f"must be a multiple of mesh.data={data}")
-    _require(tensor == 1 or not chain, "mesh.tensor", tensor, "a chain has one device a stage: 1")
+    for name, size in (("context", cfg.mesh.context), ("tensor", tensor)):
+        _require(size == 1 or not chain, f"mesh.{name}", size, "a chain has one device a stage: 1")
     _require(streams == 1 or not chain, "mesh.streams", streams, "a chain has one stream: 1")
+    if cfg.mesh.share_first:
+        alone = cfg.mesh.stages > 1 and streams == 1 and not chain
+        _require(alone, "mesh.share_first", True, "needs more than one stage, one stream and driver='spmd'")
+        bands(cfg.mesh.stages * cfg.mesh.context, cfg, "mesh.stages x context")
 
 
 def _clip(cfg: configs.ClipConfig) -> None:

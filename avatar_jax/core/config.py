@@ -179,9 +179,7 @@ class StreamConfig:
     levels: str  # "shifted": uniform levels shifted once; "published": the released sampler's table
     block_latents: int
     window_blocks: int  # attention window of the sink engine, the current block included
-    history: (
-        str  # "timestep": a memory a step, at its noise level; else one, left "clean" or "noised" by a last pass
-    )
+    history: str  # "timestep": a memory a step, at its noise level; else one, left "clean" or "noised" by a last pass
     history_level: float  # noise level of a "noised" history, in 0..1
     motion: bool  # whether a model that reads past motion is told that the portrait stood still
     reference_ahead: tuple[int, int]  # rope distance of the reference from the block's first latent, drawn per call
@@ -223,18 +221,20 @@ class StreamConfig:
 
 @dataclasses.dataclass(unsafe_hash=True)
 class MeshConfig:
-    """Streams, and their devices: data x stages x tensor."""
+    """Streams, and their devices: data x stages x context x tensor."""
 
     streams: int  # at once, divided evenly over the rows of `data`
     data: int  # rows of devices, each with streams of its own
     stages: int  # that share a block's steps, each with its own memories; 1: one after the other on one device
     tensor: int  # that split each layer's heads and inner width
     driver: str  # "spmd": one program for all, any mesh; "chain": a program a stage, one stream, one host
+    context: int = 1  # that share the rows of every latent frame
+    share_first: bool = False  # a stream's first block is drawn by all stages together, row by row
 
     @property
     def devices(self) -> int:
         """Devices that denoise."""
-        return self.data * self.stages * self.tensor
+        return self.data * self.stages * self.context * self.tensor
 
 
 @dataclasses.dataclass(unsafe_hash=True)

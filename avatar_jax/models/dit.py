@@ -26,7 +26,7 @@ from avatar_jax.models import audio, condition, signal
 from avatar_jax.models import level as levels
 from avatar_jax.models.level import TIMESTEPS as TIMESTEPS
 from avatar_jax.models.level import Level, level
-from avatar_jax.nn import attention, dense, embed, kv, norm
+from avatar_jax.nn import attention, bands, dense, embed, kv, norm
 from avatar_jax.nn.rope import Phase, join, rotate
 
 NOWHERE = Phase(np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32))  # of no tokens
@@ -347,6 +347,7 @@ def apply_block(
     heard: Heard = (),
     cross: Any = None,
     given: condition.Given | None = None,
+    band: bands.Axes = None,
     cfg: DitConfig,
 ) -> tuple[Any, jax.Array]:
     """Velocity of one block over the memory: what streaming runs.
@@ -362,14 +363,19 @@ def apply_block(
       filled: int32 [] or [B], ring tokens that hold something, this block included; None for all, which needs no mask.
       heard: from `hear`, once a block.
       cross, given, cfg: as in `apply`.
+      band: mesh axes whose devices share the rows of every latent frame; each takes and returns whole arrays.
 
     Returns:
       the memory with this block's keys and values at this noise level, and v [B, F, h, w, C], float32.
     """
     chex.assert_rank([latent, slots], [5, 2])
+    frames = latent.shape[1]
+    phase, (latent, given) = bands.cut(phase, band, -2, frames), bands.cut((latent, given), band, 2)
+    heard = tuple(tuple(one._replace(mask=bands.cut(one.mask, band, 2)) for one in voices) for voices in heard)
 
     def attend(q, k, v, layer: kv.Memory):
-        layer = kv.commit(layer, rotate(k, phase), v, slots=slots, reference=reference_phase)
+        keys, values = (bands.join(side, band, 1, frames) for side in (rotate(k, phase), v))
+        layer = kv.commit(layer, keys, values, slots=slots, reference=reference_phase)
         count = None if filled is None else kv.readable(layer, filled)
         return attention.attend(rotate(q, phase), layer.k, layer.v, count=count, kernel=cfg.attention), layer
 
@@ -377,4 +383,4 @@ def apply_block(
     v, cache = _run(
         p, x, at, (x.shape[1],), grid=grid, heard=heard, cross=cross, attend=attend, states=cache, rewrite=True, cfg=cfg
     )
-    return cache, v
+    return cache, bands.join(v, band, 2)

@@ -97,6 +97,18 @@ def commit(cache: Memory, k: jax.Array, v: jax.Array, *, slots: jax.Array | np.n
     return written if layer is None else Stacked(written, layer)
 
 
+def first(cache: KVCache, tokens: int) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of the first `tokens` of a layer's ring: a stream's first block."""
+    held = cache.reference_k.shape[1]
+    return cache.k[:, held : held + tokens], cache.v[:, held : held + tokens]
+
+
+def put_first(cache: KVCache, keys_values: tuple[jax.Array, jax.Array]) -> KVCache:
+    """The inverse of `first`: a memory with these at the beginning of its ring."""
+    (k, v), held = keys_values, cache.reference_k.shape[1]
+    return KVCache(_write(cache.k, k, held, None), _write(cache.v, v, held, None), cache.reference_k)
+
+
 def readable(cache: Memory, tokens: jax.Array | np.ndarray) -> Any:
     """How many keys, from the first, hold something when `tokens` ring tokens are filled, in `tokens`' shape."""
     return cache.reference_k.shape[1] + tokens

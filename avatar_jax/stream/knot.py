@@ -26,7 +26,7 @@ import numpy as np
 from avatar_jax.core.config import Config
 from avatar_jax.diffusion import flow
 from avatar_jax.models import dit, inpaint
-from avatar_jax.nn import kv
+from avatar_jax.nn import bands, kv
 from avatar_jax.stream import rollout
 from avatar_jax.stream.state import BlockInput, Flight, Place, Scene, StreamState, Tied, Weights
 
@@ -67,12 +67,20 @@ def _wide(flags: jax.Array) -> jax.Array:
 
 
 def predict(
-    p: dict, memory: Any, flight: Flight, number: int, heard: dit.Heard, cross: Any, *, cfg: Config
+    p: dict,
+    memory: Any,
+    flight: Flight,
+    number: int,
+    heard: dit.Heard,
+    cross: Any,
+    *,
+    band: bands.Axes = None,
+    cfg: Config,
 ) -> tuple[Any, jax.Array]:
     """G of equation (1): the memory with the block at step `number` in it, and x0, float32."""
     level = rollout.levels(cfg.stream)[number]
     at = dit.level(p, level, cfg=cfg.dit)
-    memory, v = rollout.call(p, memory, flight, at, number, heard, cross, cfg=cfg)
+    memory, v = rollout.call(p, memory, flight, at, number, heard, cross, band=band, cfg=cfg)
     return memory, flow.clean(flight.latent.astype(jnp.float32), v, level)
 
 
@@ -106,13 +114,15 @@ def shown(flight: Flight, latents: jax.Array, *, cfg: Config) -> Flight:
     )
 
 
-def remember(p: dict, memory: Any, flight: Flight, cross: Any, *, cfg: Config) -> Any:
+def remember(p: dict, memory: Any, flight: Flight, cross: Any, *, band: bands.Axes = None, cfg: Config) -> Any:
     """The memory with a finished block's clean keys in it; flight: from `shown`."""
     clean, heard = dit.level(p, np.float32(0.0), cfg=cfg.dit), dit.hear(p, flight.voices, cfg=cfg.dit)
-    return rollout.call(p, memory, flight, clean, cfg.stream.steps, heard, cross, cfg=cfg)[0]
+    return rollout.call(p, memory, flight, clean, cfg.stream.steps, heard, cross, band=band, cfg=cfg)[0]
 
 
-def denoise(p: dict, tied: Tied, block: BlockInput, cross: Any = None, *, cfg: Config) -> tuple[Tied, jax.Array]:
+def denoise(
+    p: dict, tied: Tied, block: BlockInput, cross: Any = None, *, band: bands.Axes = None, cfg: Config
+) -> tuple[Tied, jax.Array]:
     """Draws one block (Algorithm 1).
 
     Args:
@@ -120,6 +130,7 @@ def denoise(p: dict, tied: Tied, block: BlockInput, cross: Any = None, *, cfg: C
       tied: what the block before left, or `start`.
       block: its noise and sound, those of the knot with them.
       cross: the prompt, from `dit.remember`, or None.
+      band: mesh axes that share the rows, see `nn.bands`.
       cfg: the run.
 
     Returns:
@@ -129,13 +140,13 @@ def denoise(p: dict, tied: Tied, block: BlockInput, cross: Any = None, *, cfg: C
     flight, noises = enter(p, tied, block, cfg=cfg)
     heard, dtype, levels = dit.hear(p, flight.voices, cfg=cfg.dit), cfg.dit.compute_dtype, rollout.levels(cfg.stream)
     for number in range(last):
-        memory, x0 = predict(p, memory, flight, number, heard, cross, cfg=cfg)
+        memory, x0 = predict(p, memory, flight, number, heard, cross, band=band, cfg=cfg)
         x = flow.add_noise(x0, noises[number + 1], levels[number + 1])
         flight = dataclasses.replace(flight, latent=x.astype(dtype))
-    memory, x0 = predict(p, memory, flight, last, heard, cross, cfg=cfg)
+    memory, x0 = predict(p, memory, flight, last, heard, cross, band=band, cfg=cfg)
     drawn = fuse(tied, x0, flight.place).astype(dtype)
     finished = shown(flight, drawn[:, :own], cfg=cfg)
-    memory = remember(p, memory, finished, cross, cfg=cfg)
+    memory = remember(p, memory, finished, cross, band=band, cfg=cfg)
     knot = jnp.where(_wide(jnp.asarray(flight.place.filled)[:, None] > 0), drawn[:, own:], tied.knot)
     return Tied((memory,), knot), finished.latent
 

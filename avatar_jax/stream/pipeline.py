@@ -7,11 +7,13 @@ it stands. Block g is at stage k in tick g + k; stages see blocks in order, so t
 sound comes from and the viewers are, in the same transfer.
 
 A mesh may also split over streams (`data`): every row of it is a pipeline of its own, and each device holds the
-`slots` of its row, streams side by side that know nothing of each other.
+`slots` of its row, streams side by side that know nothing of each other. Inside a stage, devices may share the rows of
+every latent frame (`context`, `nn/bands.py`): flights and memories are alike on all of them.
 
 Stages that have no block yet run on zeros; what they write lies where nothing has been filled, and is overwritten.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,10 +27,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from avatar_jax.core import axes, check
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
+from avatar_jax.nn import bands, kv
 from avatar_jax.stream import engine, rollout
-from avatar_jax.stream.state import BlockInput, Flight, Scene, Tied
+from avatar_jax.stream.state import BlockInput, Flight, Place, Scene, Tied
 
-DATA, STAGE = "data", "stage"
+DATA, STAGE, CONTEXT = "data", "stage", "context"
 _EVERYWHERE = PartitionSpec()
 
 
@@ -41,13 +44,19 @@ class PipelineState:
     cross: Any  # the prompt that its block follows
 
 
-def make_mesh(devices: Sequence[Any], *, stages: int, data: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of data rows, each of stages, each of tensor devices that are neighbours.
+def make_mesh(devices: Sequence[Any], *, stages: int, data: int = 1, context: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of data rows, each of stages, each of context x tensor devices, the tensor ones neighbours.
 
     Raises:
       ValueError: as `axes.make_mesh`.
     """
-    return axes.make_mesh(devices, {DATA: data, STAGE: stages, axes.TENSOR: tensor})
+    return axes.make_mesh(devices, {DATA: data, STAGE: stages, CONTEXT: context, axes.TENSOR: tensor})
+
+
+def make_mesh_of(devices: Sequence[Any], cfg: Config) -> Mesh:
+    """`make_mesh` of a run."""
+    shape = cfg.mesh
+    return make_mesh(devices, stages=shape.stages, data=shape.data, context=shape.context, tensor=shape.tensor)
 
 
 def pack(tree: Any) -> jax.Array:
@@ -78,21 +87,48 @@ def _held(tree: Any) -> Any:
 
 
 def _tick(
-    p: dict, state: PipelineState, entering: BlockInput, *, stages: int, cfg: Config
+    p: dict, state: PipelineState, entering: BlockInput, *, stages: int, band: bands.Axes, cfg: Config
 ) -> tuple[PipelineState, jax.Array]:
     """One tick as one stage sees it. Returns its new state, and the latents that came to it, [1, B, F, h, w, C]."""
     memories, cross = _own(state.memories), _own(state.cross)
     if stages == 1:
-        memories, latent = engine.kind(cfg).denoise(p, memories, _own(entering), cross, cfg=cfg)
+        memories, latent = engine.kind(cfg).denoise(p, memories, _own(entering), cross, band=band, cfg=cfg)
         return PipelineState(_held(memories), None, state.cross), latent[None]
     stage, steps = jax.lax.axis_index(STAGE), check.stages(stages, cfg)
     flight = rollout.enter(p, _own(entering), cfg=cfg)
     flight = jax.tree.map(lambda new, old: jnp.where(stage == 0, new, old), flight, _own(state.flight))
     heard = dit.hear(p, flight.voices, cfg=cfg.dit)
-    memories, flight = rollout.advance(p, memories, flight, stage * steps, steps, heard, cross, cfg=cfg)
+    memories, flight = rollout.advance(p, memories, flight, stage * steps, steps, heard, cross, band=band, cfg=cfg)
     around = [(k, (k + 1) % stages) for k in range(stages)]
     flight = unpack(jax.lax.ppermute(pack(flight), STAGE, around), flight)
     return PipelineState(_held(memories), _held(flight), state.cross), flight.latent[None]
+
+
+def _draw_first(
+    p: dict, state: PipelineState, entering: BlockInput, following: Place, *, stages: int, cfg: Config
+) -> tuple[PipelineState, jax.Array]:
+    """The first block as one stage sees it, step after step with the others, each on its band.
+
+    Every memory of a stage serves a step of each stage; what its own step wrote is put back at the end. The flights
+    left are at the place of the next block, which writes over whatever they write.
+    """
+    stage, steps = jax.lax.axis_index(STAGE), check.stages(stages, cfg)
+    flight, cross, memories = rollout.enter(p, entering, cfg=cfg), _own(state.cross), list(_own(state.memories))
+    heard, blocks = dit.hear(p, flight.voices, cfg=cfg.dit), p["blocks"]
+    begin = functools.partial(kv.first, tokens=cfg.stream.block_latents * cfg.tokens_per_frame)
+    kept: list[Any] = [None] * steps
+    for number in range(cfg.stream.steps):
+        own, at = number // steps == stage, number % steps
+        memory, flight = rollout.step(p, memories[at], flight, number, heard, cross, band=(STAGE, CONTEXT), cfg=cfg)
+        wrote = kv.each(blocks, begin, memory)
+        last = wrote if kept[at] is None else kept[at]
+        chosen = jax.tree.map(lambda new, old, own=own: jnp.where(own, new, old), wrote, last)
+        # taken now, or every memory would be copied to wait for the end
+        memories[at], kept[at] = jax.lax.optimization_barrier((memory, chosen))
+    latent = flight.latent[None]
+    new = tuple(kv.each(blocks, kv.put_first, *pair) for pair in zip(memories, kept, strict=True))
+    flight = dataclasses.replace(flight, place=following)
+    return PipelineState(_held(new), _held(flight), state.cross), latent
 
 
 def _rows(cfg: Config) -> tuple[PartitionSpec, PartitionSpec]:
@@ -140,7 +176,7 @@ def shardings(state: PipelineState, mesh: Mesh, cfg: Config) -> PipelineState:
 def make_tick(cfg: Config, mesh: Mesh):
     """One tick compiled for a mesh of `make_mesh`, state donated.
 
-    Weights are replicated over streams and stages, and sharded over the mesh's tensor axis as they arrive.
+    Weights are replicated over streams, stages and bands, and sharded over the mesh's tensor axis as they arrive.
 
     Returns:
       (weights of the transformer, state, entering) -> (state, latents [stages, B, F, h, w, C]). Leaves of `entering`
@@ -148,12 +184,14 @@ def make_tick(cfg: Config, mesh: Mesh):
       done.
 
     Raises:
-      ValueError: as `check.stages`.
+      ValueError: as `check.stages` and `check.bands`.
     """
     stages, flights = mesh.shape[STAGE], _rows(cfg)[0]
     check.stages(stages, cfg)
+    check.bands(mesh.shape[CONTEXT], cfg)
+    band = CONTEXT if mesh.shape[CONTEXT] > 1 else None
     sharded = jax.shard_map(
-        functools.partial(_tick, stages=stages, cfg=cfg),
+        functools.partial(_tick, stages=stages, band=band, cfg=cfg),
         mesh=mesh,
         in_specs=(_EVERYWHERE, _specs(cfg), flights),
         out_specs=(_specs(cfg), flights),
@@ -166,6 +204,36 @@ def make_tick(cfg: Config, mesh: Mesh):
         return jax.lax.with_sharding_constraint(state, shardings(state, mesh, cfg)), latents
 
     return rollout.make_program(tick, "block", donate_argnums=1)
+
+
+@functools.lru_cache(maxsize=8)
+def make_first(cfg: Config, mesh: Mesh):
+    """The first block of every stream, drawn by all stages together and seen after one program; state donated.
+
+    Every stage must know the scenes; what was under way is dropped.
+
+    Returns:
+      (weights of the transformer, state, entering, places of the next blocks) -> (state, latents), as `make_tick`.
+
+    Raises:
+      ValueError: as `check.bands`, for all devices of a row's bands and stages.
+    """
+    stages, flights = mesh.shape[STAGE], _rows(cfg)[0]
+    check.bands(stages * mesh.shape[CONTEXT], cfg)
+    sharded: Any = jax.shard_map(
+        functools.partial(_draw_first, stages=stages, cfg=cfg),
+        mesh=mesh,
+        in_specs=(_EVERYWHERE, _specs(cfg), PartitionSpec(DATA), PartitionSpec(DATA)),
+        out_specs=(_specs(cfg), flights),
+        axis_names=_manual(mesh),
+        check_vma=False,
+    )
+
+    def first(p: dict, state: PipelineState, entering: BlockInput, following: Place) -> tuple[PipelineState, jax.Array]:
+        state, latents = sharded(p, state, jax.tree.map(lambda leaf: leaf[0], entering), following)
+        return jax.lax.with_sharding_constraint(state, shardings(state, mesh, cfg)), latents
+
+    return rollout.make_program(first, "block", donate_argnums=1)
 
 
 def _change(
@@ -279,7 +347,7 @@ def enter(rows: list[list[BlockInput]], nothing: BlockInput, mesh: Mesh) -> Bloc
     where, parts = axes.over(mesh, STAGE, DATA), []
     empty = jax.tree.map(lambda leaf: np.zeros((1, len(rows[0]) * len(leaf), *leaf.shape[1:]), leaf.dtype), nothing)
     for row, stage in np.ndindex(mesh.devices.shape[:2]):
-        for device in mesh.devices[row, stage]:
+        for device in mesh.devices[row, stage].flat:
             if device.process_index == jax.process_index():
                 blocks = empty if stage else make_row()(*jax.device_put(rows[row], device))
                 parts.append(jax.device_put(blocks, device))
@@ -295,4 +363,4 @@ def enter(rows: list[list[BlockInput]], nothing: BlockInput, mesh: Mesh) -> Bloc
 def at_home(latents: jax.Array, mesh: Mesh) -> list[jax.Array | None]:
     """Every row's part [1, B, F, h, w, C] of a tick's latents, where blocks come home; None on another process."""
     parts = {shard.device: shard.data for shard in latents.addressable_shards}
-    return [parts.get(device) for device in mesh.devices[:, 0, 0]]
+    return [parts.get(device) for device in mesh.devices[:, 0, 0, 0]]

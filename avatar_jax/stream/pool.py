@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from avatar_jax.core.config import Config
 from avatar_jax.stream import clock, pipeline, rollout
 from avatar_jax.stream.engine import Drawn
-from avatar_jax.stream.state import BlockInput, Scene, Weights
+from avatar_jax.stream.state import BlockInput, Place, Scene, Weights
 
 
 class Full(RuntimeError):
@@ -157,6 +157,8 @@ class Pool:
         p, entering = self._weights.dit, self._entering(blocks)
         if self._state is None:
             self._state = self._begin(entering)
+        if self._cfg.mesh.share_first and any(seat.entered == 1 for seat in self._seats if seat and blocks):
+            return self._draw_first(entering)
         for change in self._changes:
             where = np.zeros((self._stages, self._rows), bool)
             where[self._ticks - change.tick, change.stream // self._slots] = True
@@ -171,6 +173,14 @@ class Pool:
         self._under.append([seat if stream in blocks else None for stream, seat in enumerate(self._seats)])
         if len(self._under) == self._stages:
             self._come_home(self._under.popleft(), latents)
+
+    def _draw_first(self, entering: BlockInput) -> None:
+        """The first block of the one stream, by all stages together: it comes home at once."""
+        p, change, following = self._weights.dit, self._changes[-1], _nobody(1, self._cfg)
+        where, self._changes = np.ones((self._stages, self._rows), bool), []
+        self._state = self._change(p, self._state, change.held, change.cross, np.int32(0), where)
+        self._state, latents = pipeline.make_first(self._cfg, self._mesh)(p, self._state, entering, following)
+        self._come_home(self._seats, latents)
 
     def _next(self, seat: Seat) -> BlockInput | None:
         """The block of a seat that enters now, after the scenes that wait before it."""
@@ -201,16 +211,13 @@ class Pool:
         for block in list(blocks.values())[:1]:
             self._nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), block)
         nothing: Any = self._nothing
-        streams: list[BlockInput] = [self._pause(nothing, seat) for seat in self._seats]
+        streams: list[BlockInput] = [
+            dataclasses.replace(nothing, place=_nobody(seat.entered if seat else 0, self._cfg)) for seat in self._seats
+        ]
         for stream, block in blocks.items():
             streams[stream] = block
         rows = [streams[row * self._slots : (row + 1) * self._slots] for row in range(self._rows)]
         return pipeline.enter(rows, nothing, self._mesh)
-
-    def _pause(self, nothing: BlockInput, seat: Seat | None) -> BlockInput:
-        """No block, at the place of a seat's next one."""
-        place = clock.place(seat.entered if seat else 0, self._cfg)
-        return dataclasses.replace(nothing, place=dataclasses.replace(place, filled=np.zeros_like(place.filled)))
 
     def _come_home(self, seats: list[Seat | None], latents: jax.Array) -> None:
         """Decodes what is done, each stream after its own tail; what a seat's former stream drew is dropped."""
@@ -234,3 +241,9 @@ class Pool:
 
 def _here(device: Any) -> bool:
     return device.process_index == jax.process_index()
+
+
+def _nobody(number: int, cfg: Config) -> Place:
+    """The place of a block that does not exist, where the block of that number will be."""
+    place = clock.place(number, cfg)
+    return dataclasses.replace(place, filled=np.zeros_like(place.filled))

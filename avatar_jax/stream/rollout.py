@@ -14,7 +14,7 @@ from avatar_jax.core.config import Config, PictureConfig, StreamConfig
 from avatar_jax.diffusion import flow, schedule
 from avatar_jax.models import audio, condition, dit, signal, vae
 from avatar_jax.models.level import read_level, sinusoids
-from avatar_jax.nn import kv
+from avatar_jax.nn import bands, kv
 from avatar_jax.nn.rope import Phase
 from avatar_jax.stream import clock
 from avatar_jax.stream.state import BlockInput, Flight, Scene, Speaker, StreamState, Weights
@@ -122,6 +122,7 @@ def call(
     heard: dit.Heard,
     cross: Any,
     *,
+    band: bands.Axes = None,
     cfg: Config,
 ) -> tuple[Any, jax.Array]:
     """One network call of a block, whichever schedule makes it.
@@ -134,6 +135,7 @@ def call(
       number: which of the block's calls this is.
       heard: its sound, from `dit.hear`.
       cross: the prompt, from `dit.remember`, or None.
+      band: see `dit.apply_block`.
       cfg: the run.
 
     Returns:
@@ -153,6 +155,7 @@ def call(
         heard=heard,
         cross=cross,
         given=condition.Given(known=flight.known, pose=flight.pose),
+        band=band,
         cfg=cfg.dit,
     )
 
@@ -165,12 +168,13 @@ def step(
     heard: dit.Heard,
     cross: Any,
     *,
+    band: bands.Axes = None,
     cfg: Config,
 ) -> tuple[Any, Flight]:
     """One denoising step of a block (section 11.5): `call`, then the Euler step to the next level."""
     table = levels(cfg.stream)
     at = read_level(p, sinusoids(table[:-1], cfg=cfg.dit)[number], cfg=cfg.dit)
-    memory, v = call(p, memory, flight, at, number, heard, cross, cfg=cfg)
+    memory, v = call(p, memory, flight, at, number, heard, cross, band=band, cfg=cfg)
     level, below = (jnp.asarray(side)[number] for side in (table[:-1], table[1:]))
     x = flow.euler(flight.latent, v, level, below).astype(flight.latent.dtype)
     return memory, dataclasses.replace(flight, latent=x)
@@ -185,18 +189,19 @@ def advance(
     heard: dit.Heard,
     cross: Any,
     *,
+    band: bands.Axes = None,
     cfg: Config,
 ) -> tuple[tuple[Any, ...], Flight]:
     """Steps first to first + count of a block, over one memory a step, or over fewer that take turns."""
     new = list(memories)
     for k in range(count):
         memory = k % len(new)
-        new[memory], flight = step(p, new[memory], flight, first + k, heard, cross, cfg=cfg)
+        new[memory], flight = step(p, new[memory], flight, first + k, heard, cross, band=band, cfg=cfg)
     return tuple(new), flight
 
 
 def draw(
-    p: dict, caches: tuple[Any, ...], flight: Flight, cross: Any = None, *, cfg: Config
+    p: dict, caches: tuple[Any, ...], flight: Flight, cross: Any = None, *, band: bands.Axes = None, cfg: Config
 ) -> tuple[tuple[Any, ...], Flight]:
     """Draws one block: noise to latents through `cfg.stream.steps` Euler steps.
 
@@ -208,20 +213,20 @@ def draw(
       the memories with this block committed, and the block at its end.
     """
     heard, steps, noise = dit.hear(p, flight.voices, cfg=cfg.dit), cfg.stream.steps, flight.latent
-    memories, flight = advance(p, caches, flight, 0, steps, heard, cross, cfg=cfg)
+    memories, flight = advance(p, caches, flight, 0, steps, heard, cross, band=band, cfg=cfg)
     if cfg.stream.history != "timestep":
         level = np.float32(cfg.stream.history_level)
         past = flow.add_noise(flight.latent, noise, level).astype(noise.dtype) if level else flight.latent
         known, at = dataclasses.replace(flight, latent=past), dit.level(p, level, cfg=cfg.dit)
-        memories = (call(p, memories[0], known, at, steps, heard, cross, cfg=cfg)[0],)
+        memories = (call(p, memories[0], known, at, steps, heard, cross, band=band, cfg=cfg)[0],)
     return memories, flight
 
 
 def denoise(
-    p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, cfg: Config
+    p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, band: bands.Axes = None, cfg: Config
 ) -> tuple[tuple[Any, ...], jax.Array]:
     """`draw` of a block that enters: its memories, and its latents [B, F, h, w, C]."""
-    memories, flight = draw(p, caches, enter(p, block, cfg=cfg), cross, cfg=cfg)
+    memories, flight = draw(p, caches, enter(p, block, cfg=cfg), cross, band=band, cfg=cfg)
     return memories, flight.latent
 
 

@@ -48,18 +48,19 @@ def devices_of(cfg: configs.Config) -> tuple[list[Any], list[Any]]:
     """The devices that denoise for `cfg`, and those that decode, one a row: spare ones, where there are any.
 
     Raises:
-      ValueError: fewer devices than data x stages x tensor.
+      ValueError: fewer devices than data x stages x context x tensor.
     """
     mesh, found, processes = cfg.mesh, jax.devices(), jax.process_count()
     if mesh.devices > len(found):
-        shape = f"config.mesh: {mesh.data} data x {mesh.stages} stages x {mesh.tensor} need {mesh.devices} devices"
+        inside = f"{mesh.context} context x {mesh.tensor} tensor"
+        shape = f"config.mesh: {mesh.data} data x {mesh.stages} stages x {inside} need {mesh.devices} devices"
         raise ValueError(f"{shape}, {len(found)} {found[0].platform} found; lower one of config.mesh")
     drawing, spare = found[: mesh.devices], found[mesh.devices :]
     if processes > 1 and mesh.driver == "chain":
         raise ValueError(f"config.mesh.driver='chain': runs in one process, not in {processes}; take 'spmd'")
     if len({device.process_index for device in drawing}) < processes:
         raise ValueError(f"config.mesh: {mesh.devices} devices leave some of {processes} processes without one")
-    homes = drawing[:: mesh.stages * mesh.tensor]
+    homes = drawing[:: mesh.devices // mesh.data]
     near = [[device for device in spare if device.process_index == home.process_index] for home in homes]
     return drawing, [mine[row % len(mine)] if mine else homes[row] for row, mine in enumerate(near)]
 
@@ -67,7 +68,7 @@ def devices_of(cfg: configs.Config) -> tuple[list[Any], list[Any]]:
 def make_pool(weights: Weights, cfg: configs.Config) -> pool.Pool:
     """Seats for `cfg.mesh.streams` streams, of one avatar or of several."""
     devices, decoders = devices_of(cfg)
-    mesh = pipeline.make_mesh(devices, stages=cfg.mesh.stages, data=cfg.mesh.data, tensor=cfg.mesh.tensor)
+    mesh = pipeline.make_mesh_of(devices, cfg)
     return pool.Pool(engine.place(weights, mesh, cfg), mesh, decoders, cfg)
 
 
@@ -135,7 +136,8 @@ def make_avatar(
     if seats and seats.busy:
         return avatar  # its programs are those of the others
     warm_up = Session(avatar)
-    warm_up.push_audio(np.zeros((cfg.stream.adapt_blocks + 1) * cfg.block_samples, np.float32))
+    blocks = max(cfg.stream.adapt_blocks, cfg.mesh.share_first) + 1  # so that every program has run
+    warm_up.push_audio(np.zeros(blocks * cfg.block_samples, np.float32))
     jax.block_until_ready(warm_up.finish())  # the other speakers are silent as long
     return avatar
 

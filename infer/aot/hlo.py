@@ -211,12 +211,14 @@ def convolutions(module: Module) -> dict[str, int]:
 def collectives(module: Module) -> dict[str, tuple[int, int]]:
     """Number of the collectives by kind, and bytes of what they deliver to a device."""
     found: dict[str, tuple[int, int]] = {}
-    for step, _, times in module.kernels:
+    for step, inside, times in module.kernels:
         for kind in COLLECTIVES:
             if step.op in (kind, f"{kind}-start"):
                 number, size = found.get(kind, (0, 0))
-                # a permute that starts here and ends later carries what it sends beside what it delivers
+                # what starts here and ends later carries what it sends beside what it delivers
                 delivered = bytes_of(step.shape) // (2 if step.op == "collective-permute-start" else 1)
+                if step.op == "all-gather-start":
+                    delivered -= sum(bytes_of(inside[name].shape) for name in step.operands)
                 found[kind] = number + times, size + times * delivered
     return found
 

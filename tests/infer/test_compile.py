@@ -1,6 +1,7 @@
 """Ahead-of-time compilation: the counts, the reading of HLO, and the whole path on the CPU with a small transformer."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 
@@ -123,7 +124,7 @@ def test_small_programs_compile(name: str, layer_loop: str, devices: int):
     assert command.markdown([report]).count("\n") == 3
 
 
-@pytest.mark.parametrize("shape", [{"stages": 4}, {"stages": 2, "tensor": 2}])
+@pytest.mark.parametrize("shape", [{"stages": 4}, {"stages": 2, "tensor": 2}, {"stages": 2, "context": 2}])
 @pytest.mark.parametrize("layer_loop", ["unroll", "scan"])
 def test_a_small_tick_compiles(layer_loop: str, shape: dict[str, int]):
     """Latents, the tokens of their sound and where they stand move, once; memories and prompts stay where they are."""
@@ -135,6 +136,10 @@ def test_a_small_tick_compiles(layer_loop: str, shape: dict[str, int]):
     time = rope.pairs(cfg.head_size)[0] * 2 * (SIZE.block_latents + 4)
     assert report.collectives["collective-permute"] == (1, 4 * (sent + time + 2))
     assert report.aliased == program.state_bytes
+    gathered = 4 * (2 * cfg.layers * SIZE.block * cfg.width + SIZE.block_latents * math.prod(SIZE.latent) * 16)
+    calls = 2 if "context" in shape else 0  # of a stage: one a step
+    crossed = (calls * (2 * cfg.layers + 1), calls * gathered)
+    assert report.collectives.get("all-gather", (0, 0)) == crossed or "tensor" in shape
     held = {name for name, (_, held) in measure.gates(report).items() if held}
     assert held >= {"fits", "G8 transfers"}
 

@@ -105,7 +105,11 @@ def _without(weights: pathlib.Path, tmp_path: pathlib.Path, file: str) -> pathli
         ("live_avatar", (PROMPT, "--config.stream.audio_ahead=1"), "config.stream.audio_ahead=1: must be at least 2"),
         ("live_avatar", (PROMPT, "--config.mesh.stages=3"), "config.mesh.stages=3: must divide config.stream.steps=4"),
         ("live_avatar", (PROMPT, "--config.mesh.tensor=3"), "config.mesh.tensor=3: must divide config.dit.heads=4"),
-        ("live_avatar", (PROMPT, "--config.mesh.stages=2"), "2 stages x 1 need 2 devices, 1 cpu found"),
+        (
+            "live_avatar",
+            (PROMPT, "--config.mesh.stages=2"),
+            "2 stages x 1 context x 1 tensor need 2 devices, 1 cpu found",
+        ),
     ],
 )
 def test_bad_orders_are_one_line(weights: pathlib.Path, tmp_path: pathlib.Path, name, arguments, words):

@@ -35,7 +35,7 @@ def mesh_of(**shape: int):
 
 def seat_of(weights: Weights, scene: Scene, mesh: Mesh, cfg: Config) -> pool.Seat:
     """One stream alone on a mesh."""
-    seats = pool.Pool(engine.place(weights, mesh, cfg), mesh, list(mesh.devices[:, -1, -1]), cfg)
+    seats = pool.Pool(engine.place(weights, mesh, cfg), mesh, list(mesh.devices[:, -1, -1, -1]), cfg)
     return seats.join(seats.act(scene))
 
 

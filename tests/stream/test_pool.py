@@ -22,13 +22,12 @@ def with_seats(cfg: TrainingConfig, streams: int, **shape: int) -> TrainingConfi
 
 
 def make_mesh(cfg: TrainingConfig) -> Mesh:
-    shape = cfg.mesh
-    return pipeline.make_mesh(jax.devices()[: shape.devices], stages=shape.stages, data=shape.data, tensor=shape.tensor)
+    return pipeline.make_mesh_of(jax.devices()[: cfg.mesh.devices], cfg)
 
 
 def pool_of(weights: Weights, cfg: TrainingConfig) -> pool.Pool:
     mesh = make_mesh(cfg)
-    return pool.Pool(engine.place(weights, mesh, cfg), mesh, list(mesh.devices[:, 0, 0]), cfg)
+    return pool.Pool(engine.place(weights, mesh, cfg), mesh, list(mesh.devices[:, 0, 0, 0]), cfg)
 
 
 @dataclasses.dataclass
@@ -95,6 +94,7 @@ def visit(seats: pool.Pool, streams: list[Stream], cfg: TrainingConfig, beats: i
         ("timestep", 3, {"stages": 4}),
         ("clean", 3, {}),
         ("timestep", 2, {"stages": 2, "tensor": 2}),
+        ("timestep", 2, {"stages": 2, "context": 2, "data": 2}),
     ],
 )
 def test_streams_come_and_go(history: str, streams: int, shape: dict):
