@@ -24,7 +24,7 @@ from avatar_jax.core.config import DitConfig
 from avatar_jax.io.convert import wan, wan_vae
 from avatar_jax.io.convert.published import Tensors
 from avatar_jax.io.errors import InputError
-from avatar_jax.stream import pipeline
+from avatar_jax.stream import mesh as meshes
 from infer import door
 from infer.aot import measure, programs, targets
 from infer.aot import tick as ticks
@@ -68,7 +68,7 @@ def mesh_of(target: Target, count: int, split: Split = (1, 1)) -> Mesh:
     """`count` of the target's devices a band of each stage, sharing each layer's work."""
     stages, context = split
     devices = targets.devices(target, stages * context * count)
-    return pipeline.make_mesh(devices, stages=stages, context=context, tensor=count)
+    return meshes.make_mesh(devices, stages=stages, context=context, tensor=count)
 
 
 def program_of(name: str, target: Target, mesh: Mesh | None, size: Size, model: str) -> Program:

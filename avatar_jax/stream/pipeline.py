@@ -15,13 +15,12 @@ Stages that have no block yet run on zeros; what they write lies where nothing h
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from avatar_jax.core import axes, check
@@ -29,9 +28,9 @@ from avatar_jax.core.config import Config
 from avatar_jax.models import dit
 from avatar_jax.nn import bands, kv
 from avatar_jax.stream import engine, rollout
+from avatar_jax.stream.mesh import CONTEXT, DATA, STAGE
 from avatar_jax.stream.state import BlockInput, Flight, Place, Scene, Tied
 
-DATA, STAGE, CONTEXT = "data", "stage", "context"
 _EVERYWHERE = PartitionSpec()
 
 
@@ -42,21 +41,6 @@ class PipelineState:
     memories: Any  # one a step of the stage, or what the engine's `begin` gives where one stage does all steps
     flight: Flight | None  # the block that the stage works on next; the first stage's has been drawn
     cross: Any  # the prompt that its block follows
-
-
-def make_mesh(devices: Sequence[Any], *, stages: int, data: int = 1, context: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of data rows, each of stages, each of context x tensor devices, the tensor ones neighbours.
-
-    Raises:
-      ValueError: as `axes.make_mesh`.
-    """
-    return axes.make_mesh(devices, {DATA: data, STAGE: stages, CONTEXT: context, axes.TENSOR: tensor})
-
-
-def make_mesh_of(devices: Sequence[Any], cfg: Config) -> Mesh:
-    """`make_mesh` of a run."""
-    shape = cfg.mesh
-    return make_mesh(devices, stages=shape.stages, data=shape.data, context=shape.context, tensor=shape.tensor)
 
 
 def pack(tree: Any) -> jax.Array:
@@ -174,7 +158,7 @@ def shardings(state: PipelineState, mesh: Mesh, cfg: Config) -> PipelineState:
 
 @functools.lru_cache(maxsize=8)
 def make_tick(cfg: Config, mesh: Mesh):
-    """One tick compiled for a mesh of `make_mesh`, state donated.
+    """One tick compiled for a mesh of `mesh.make_mesh`, state donated.
 
     Weights are replicated over streams, stages and bands, and sharded over the mesh's tensor axis as they arrive.
 
@@ -284,7 +268,7 @@ def abstract(p: dict, scene: Scene, entering: BlockInput, *, mesh: Mesh, cfg: Co
       p: weights of the transformer.
       scene: of one stream.
       entering: as a tick takes it, [stages, streams, ...].
-      mesh: from `make_mesh`.
+      mesh: from `mesh.make_mesh`.
       cfg: the run.
     """
     stages, streams = entering.noise.shape[:2]
@@ -316,51 +300,3 @@ def make_empty(state: Any):
         lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
     )
-
-
-def everywhere(tree: Any, mesh: Mesh) -> Any:
-    """A tree on every device of a mesh."""
-    return jax.tree.map(lambda leaf: axes.lay(leaf, NamedSharding(mesh, _EVERYWHERE)), tree)
-
-
-@functools.lru_cache(maxsize=8)
-def make_share(mesh: Mesh):
-    """(a tick's latents, stream) -> the stream's [1, F, h, w, C], on every device of the mesh."""
-
-    def share(latents: jax.Array, stream: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(latents[0], stream, 1)
-
-    return jax.jit(share, out_shardings=NamedSharding(mesh, _EVERYWHERE))
-
-
-@functools.lru_cache(maxsize=1)
-def make_row():
-    """Blocks of streams as one, with a leading axis for its stage."""
-    return jax.jit(lambda *blocks: jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[None], *blocks))
-
-
-def enter(rows: list[list[BlockInput]], nothing: BlockInput, mesh: Mesh) -> BlockInput:
-    """What a tick takes, [stages, streams, ...], of the blocks of every row and one without content.
-
-    Only the first stage's entry holds them, so each process lays down the blocks of the rows that begin on it.
-    """
-    where, parts = axes.over(mesh, STAGE, DATA), []
-    empty = jax.tree.map(lambda leaf: np.zeros((1, len(rows[0]) * len(leaf), *leaf.shape[1:]), leaf.dtype), nothing)
-    for row, stage in np.ndindex(mesh.devices.shape[:2]):
-        for device in mesh.devices[row, stage].flat:
-            if device.process_index == jax.process_index():
-                blocks = empty if stage else make_row()(*jax.device_put(rows[row], device))
-                parts.append(jax.device_put(blocks, device))
-
-    def whole(*leaves: jax.Array) -> jax.Array:
-        _, streams, *rest = leaves[0].shape
-        shape = (mesh.shape[STAGE], mesh.shape[DATA] * streams, *rest)
-        return jax.make_array_from_single_device_arrays(shape, where, list(leaves))
-
-    return jax.tree.map(whole, *parts)
-
-
-def at_home(latents: jax.Array, mesh: Mesh) -> list[jax.Array | None]:
-    """Every row's part [1, B, F, h, w, C] of a tick's latents, where blocks come home; None on another process."""
-    parts = {shard.device: shard.data for shard in latents.addressable_shards}
-    return [parts.get(device) for device in mesh.devices[:, 0, 0, 0]]

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from avatar_jax.core.config import Config
 from avatar_jax.stream import clock, pipeline, rollout
+from avatar_jax.stream import mesh as meshes
 from avatar_jax.stream.engine import Drawn
 from avatar_jax.stream.state import BlockInput, Place, Scene, Weights
 
@@ -101,22 +102,23 @@ class Pool:
 
     Args:
       weights: from `engine.place`.
-      mesh: from `pipeline.make_mesh`.
+      mesh: from `mesh.make_mesh`.
       decoders: the device of every row that decodes.
       cfg: the run.
     """
 
     def __init__(self, weights: Weights, mesh: Mesh, decoders: list[Any], cfg: Config):
         self._weights, self._mesh, self._cfg, self._decoders = weights, mesh, cfg, decoders
-        self._rows, self._stages = mesh.shape[pipeline.DATA], mesh.shape[pipeline.STAGE]
+        self._rows, self._stages = mesh.shape[meshes.DATA], mesh.shape[meshes.STAGE]
         self._slots = cfg.mesh.streams // self._rows
-        self._vae = {device: jax.device_put(weights.vae, device) for device in decoders if _here(device)}
+        self._vae = {device: jax.device_put(weights.vae, device) for device in decoders if meshes.is_here(device)}
         self._tick, self._change = pipeline.make_tick(cfg, mesh), pipeline.make_change(cfg, mesh)
         self._seats: list[Seat | None] = [None] * cfg.mesh.streams
         self._under: collections.deque[list[Seat | None]] = collections.deque()
         self._pace: collections.deque[jax.Array] = collections.deque()  # so that no process runs ahead of its devices
         self._changes: list[_Change] = []
-        self._ticks, self._state, self._nothing = 0, None, None
+        self._ticks, self._state = 0, None
+        self._nothing, self._beyond = None, {}  # a block without content; and of every device but the first stages'
 
     @property
     def busy(self) -> bool:
@@ -128,7 +130,7 @@ class Pool:
         tail = None
         for device, vae in list(self._vae.items())[:1]:
             tail = rollout.make_warm(self._cfg)(vae, jax.device_put(scene.still, device))
-        scene = pipeline.everywhere(scene, self._mesh)
+        scene = meshes.everywhere(scene, self._mesh)
         return Act(scene, rollout.make_prefill(self._cfg)(self._weights.dit, scene), tail)
 
     def join(self, act: Act) -> Seat:
@@ -147,7 +149,7 @@ class Pool:
     def at_home(self, stream: int, tree: Any) -> Any:
         """A tree on the device that decodes a stream, if that is a device of this process."""
         device = self._decoders[stream // self._slots]
-        return jax.device_put(tree, device) if _here(device) else None
+        return jax.device_put(tree, device) if meshes.is_here(device) else None
 
     def beat(self) -> None:
         """One tick: what waits enters, what is done comes home. Without either nothing runs."""
@@ -196,7 +198,7 @@ class Pool:
         """A scene that the stages take up with the block that enters in this tick; None: its own first latent."""
         new = dataclasses.replace(seat.act.scene, reference=seat.first) if scene is None else scene
         if new is not seat.act.scene:
-            new = pipeline.everywhere(new, self._mesh)
+            new = meshes.everywhere(new, self._mesh)
             seat.act = Act(new, rollout.make_prefill(self._cfg)(self._weights.dit, new), seat.act.tail)
         self._changes.append(_Change(self._ticks, seat.stream, seat.act.held, seat.act.scene.cross))
 
@@ -208,8 +210,10 @@ class Pool:
 
     def _entering(self, blocks: dict[int, BlockInput]) -> BlockInput:
         """What enters, [stages, streams, ...]: every row's blocks on its first stage, and nothing beyond."""
-        for block in list(blocks.values())[:1]:
-            self._nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), block)
+        if self._nothing is None:
+            one = next(iter(blocks.values()))
+            self._nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), one)
+            self._beyond = meshes.nothing(one, self._slots, self._mesh)
         nothing: Any = self._nothing
         streams: list[BlockInput] = [
             dataclasses.replace(nothing, place=_nobody(seat.entered if seat else 0, self._cfg)) for seat in self._seats
@@ -217,16 +221,16 @@ class Pool:
         for stream, block in blocks.items():
             streams[stream] = block
         rows = [streams[row * self._slots : (row + 1) * self._slots] for row in range(self._rows)]
-        return pipeline.enter(rows, nothing, self._mesh)
+        return meshes.enter(rows, self._beyond, self._mesh)
 
     def _come_home(self, seats: list[Seat | None], latents: jax.Array) -> None:
         """Decodes what is done, each stream after its own tail; what a seat's former stream drew is dropped."""
-        here = pipeline.at_home(latents, self._mesh)
+        here = meshes.at_home(latents, self._mesh)
         for stream, seat in enumerate(seats):
             if seat is None or self._seats[stream] is not seat:
                 continue
             if not seat.left and self._cfg.stream.adapt_blocks:
-                seat.first = pipeline.make_share(self._mesh)(latents, np.int32(stream))[:, :1]
+                seat.first = meshes.make_share(self._mesh)(latents, np.int32(stream))[:, :1]
             seat.left += 1
             row, slot = divmod(stream, self._slots)
             came = here[row]
@@ -237,10 +241,6 @@ class Pool:
                 seat.done.append(Drawn(latent, frames))
             else:
                 seat.done.append(Drawn(None, None))
-
-
-def _here(device: Any) -> bool:
-    return device.process_index == jax.process_index()
 
 
 def _nobody(number: int, cfg: Config) -> Place:

@@ -12,7 +12,8 @@ import numpy as np
 from avatar_jax.core import config as configs
 from avatar_jax.io import checkpoint
 from avatar_jax.models import dit, vae
-from avatar_jax.stream import chain, clock, engine, hear, pipeline, pool, prompt, rollout, speaker
+from avatar_jax.stream import chain, clock, engine, hear, pool, prompt, rollout, speaker
+from avatar_jax.stream import mesh as meshes
 from avatar_jax.stream.state import BlockInput, Scene, Speaker, Weights
 
 Blocks = list[jax.Array]  # uint8 [T, H, W, 3], perhaps still being computed: reading one waits for it
@@ -68,7 +69,7 @@ def devices_of(cfg: configs.Config) -> tuple[list[Any], list[Any]]:
 def make_pool(weights: Weights, cfg: configs.Config) -> pool.Pool:
     """Seats for `cfg.mesh.streams` streams, of one avatar or of several."""
     devices, decoders = devices_of(cfg)
-    mesh = pipeline.make_mesh_of(devices, cfg)
+    mesh = meshes.make_mesh_of(devices, cfg)
     return pool.Pool(engine.place(weights, mesh, cfg), mesh, decoders, cfg)
 
 

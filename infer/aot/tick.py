@@ -8,6 +8,7 @@ from avatar_jax.core import check
 from avatar_jax.core.config import Config, DitConfig, sized
 from avatar_jax.models import dit
 from avatar_jax.nn import kv, rope
+from avatar_jax.stream import mesh as meshes
 from avatar_jax.stream import pipeline, rollout
 from avatar_jax.stream.state import BlockInput, Place, Scene, Speaker
 from infer import door
@@ -48,7 +49,7 @@ def tick(transformer: DitConfig, size: programs.Size, place: programs.Place) -> 
     `flops` are those of one stage.
     """
     cfg, mesh = config_of(transformer, size), place.mesh
-    stages = cfg.stream.steps if mesh is None else mesh.shape[pipeline.STAGE]
+    stages = cfg.stream.steps if mesh is None else mesh.shape[meshes.STAGE]
     steps, held = check.stages(stages, cfg), size.held(transformer)
     whole = programs.Place(None, place.dtype)  # shapes alone
     keys = whole(1, held + size.ring, transformer.heads, transformer.head_size)
@@ -70,7 +71,7 @@ def tick(transformer: DitConfig, size: programs.Size, place: programs.Place) -> 
 
         args = (p, (memory,) * steps, entering, cross)
         return programs.Program("tick", stage, args, flops, transformer.layers, None, *about)
-    entering = jax.tree.map(lambda leaf: place(stages, *leaf.shape, dtype=leaf.dtype, over=(pipeline.STAGE,)), entering)
+    entering = jax.tree.map(lambda leaf: place(stages, *leaf.shape, dtype=leaf.dtype, over=(meshes.STAGE,)), entering)
     latent = (*size.latent, transformer.latent_channels)
     scene = Scene(whole(1, 1, *latent), whole(1, max(1, transformer.motion_latents), *latent), cross)
     state = pipeline.abstract(p, scene, entering, mesh=mesh, cfg=cfg)

@@ -13,7 +13,7 @@ from avatar_jax.core.config import DitConfig
 from avatar_jax.io.convert import wan, wan_vae
 from avatar_jax.io.convert.published import Tensors
 from avatar_jax.nn import rope
-from avatar_jax.stream import pipeline
+from avatar_jax.stream import mesh as meshes
 from infer import compile as command
 from infer.aot import counts, hlo, measure, programs, targets, tick
 
@@ -129,7 +129,7 @@ def test_small_programs_compile(name: str, layer_loop: str, devices: int):
 def test_a_small_tick_compiles(layer_loop: str, shape: dict[str, int]):
     """Latents, the tokens of their sound and where they stand move, once; memories and prompts stay where they are."""
     target, cfg = targets.TARGETS["cpu"], small(layer_loop)
-    mesh = pipeline.make_mesh(targets.devices(target, 4), **shape)
+    mesh = meshes.make_mesh(targets.devices(target, 4), **shape)
     program = tick.tick(cfg, SIZE, programs.Place(mesh, "float32"))
     report = measure.measure(program, target, mesh, model="small", injectors=2, flops_lowered=program.flops)
     sent = SIZE.block_latents * (SIZE.latent[0] * SIZE.latent[1] * 16 + (cfg.audio_tokens + 2) * cfg.width)

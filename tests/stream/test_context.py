@@ -12,6 +12,7 @@ from avatar_jax.core import check, config
 from avatar_jax.core.config import TrainingConfig
 from avatar_jax.nn import bands
 from avatar_jax.stream import engine, pipeline
+from tests.stream import algorithm_1, test_knot
 from tests.stream.test_pipeline import begin, block_of, lowered, mesh_of, run, seat_of
 from tests.stream.test_pool import pool_of
 from tests.stream.test_session import small, weights_of
@@ -148,3 +149,11 @@ def test_a_first_block_drawn_by_all_stages(layer_loop: str, shape: dict):
         np.testing.assert_allclose(found, expected, atol=2e-5 if "tensor" in shape else 1e-5)
     assert pipeline.make_tick(cfg, mesh)._cache_size() == 1  # type: ignore[attr-defined]
     assert pipeline.make_first(cfg, mesh)._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_a_knot_in_bands():
+    cfg = algorithm_1.small()
+    weights, scene = algorithm_1.weights(), algorithm_1.scene_of(cfg)
+    seat = seat_of(weights, scene, mesh_of(stages=1, context=2), cfg)
+    found = [block.latent for number in range(5) for block in seat.feed(test_knot.block_of(number, cfg))]
+    np.testing.assert_allclose(np.stack([np.asarray(one) for one in found]), test_knot.stream(cfg, 5), atol=1e-5)

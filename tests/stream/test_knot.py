@@ -85,7 +85,7 @@ def record(monkeypatch: pytest.MonkeyPatch, cfg: Config, chunks: int) -> list[Se
     """
     calls, lying, steps = [], {}, cfg.stream.steps
 
-    def call(p, memory, flight, at, number, heard, cross, *, cfg):
+    def call(p, memory, flight, at, number, heard, cross, *, band=None, cfg):
         place, slots = flight.place, np.ravel(flight.place.slots).tolist()
         times = position(rope.Phase(*(side[0] for side in place.time)))
         lying.update({slot: (time, number) for slot, time in zip(slots, times, strict=True)})

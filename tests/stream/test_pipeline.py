@@ -17,6 +17,7 @@ from avatar_jax.core.check import validate
 from avatar_jax.core.config import Config, TrainingConfig
 from avatar_jax.models import dit
 from avatar_jax.stream import chain, clock, engine, pipeline, pool, rollout
+from avatar_jax.stream import mesh as meshes
 from avatar_jax.stream.engine import Drawn
 from avatar_jax.stream.state import BlockInput, Scene, Speaker, StreamState, Weights
 from tests.stream.test_session import small, weights_of
@@ -30,7 +31,7 @@ def run(steps: int = 4, **stream: object) -> TrainingConfig:
 
 
 def mesh_of(**shape: int):
-    return pipeline.make_mesh(jax.devices()[: int(np.prod(list(shape.values())))], **shape)
+    return meshes.make_mesh(jax.devices()[: int(np.prod(list(shape.values())))], **shape)
 
 
 def seat_of(weights: Weights, scene: Scene, mesh: Mesh, cfg: Config) -> pool.Seat:
@@ -41,7 +42,7 @@ def seat_of(weights: Weights, scene: Scene, mesh: Mesh, cfg: Config) -> pool.Sea
 
 def lowered(weights: Weights, scene: Scene, mesh: Mesh, cfg: Config):
     """A tick of one stream, compiled; and its state."""
-    entering = pipeline.enter([[block_of(0, cfg)]], block_of(0, cfg), mesh)
+    entering = meshes.enter([[block_of(0, cfg)]], meshes.nothing(block_of(0, cfg), 1, mesh), mesh)
     p = engine.place(weights, mesh, cfg).dit
     state = pipeline.abstract(p, scene, entering, mesh=mesh, cfg=cfg)
     return pipeline.make_tick(cfg, mesh).lower(p, state, entering).compile(), state

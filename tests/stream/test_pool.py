@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from avatar_jax.core.check import validate
 from avatar_jax.core.config import TrainingConfig
-from avatar_jax.stream import engine, pipeline, pool
+from avatar_jax.stream import engine, pool
+from avatar_jax.stream import mesh as meshes
 from avatar_jax.stream.state import BlockInput, Scene, Weights
 from tests.stream import algorithm_1, test_knot
 from tests.stream.test_pipeline import begin, block_of, run
@@ -22,7 +23,7 @@ def with_seats(cfg: TrainingConfig, streams: int, **shape: int) -> TrainingConfi
 
 
 def make_mesh(cfg: TrainingConfig) -> Mesh:
-    return pipeline.make_mesh_of(jax.devices()[: cfg.mesh.devices], cfg)
+    return meshes.make_mesh_of(jax.devices()[: cfg.mesh.devices], cfg)
 
 
 def pool_of(weights: Weights, cfg: TrainingConfig) -> pool.Pool:
