@@ -136,8 +136,12 @@ def step(state: optim.TrainState, batch: dict[str, Any], key: jax.Array, *, cfg:
 
 def main() -> None:
     """Trains to the end and writes `dit.safetensors` from the averaged weights."""
-    door.start_jax()
     cfg, workdir = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
+    if cfg.stream.knot:
+        raise ValueError(
+            "config.stream.engine='knot': is not trained here yet; take a configuration of the sink engine"
+        )
+    door.start_jax()
     drawn = dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed)), cfg.dit)
     state = optim.empty(drawn, cfg.train.dit)
     data = latents.window_dataset(

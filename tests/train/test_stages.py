@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import grain
@@ -169,3 +172,10 @@ def test_a_poisoned_gradient_is_skipped():
     poison = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan), state.weights)
     state = optim.step(state, poison, cfg=cfg.train.vae)
     jax.tree.map(np.testing.assert_array_equal, state.weights, kept)
+
+
+def test_the_knot_engine_is_not_trained_yet(tmp_path: pathlib.Path):
+    """Said in one line, before anything starts."""
+    command = [sys.executable, "-m", "train.pretrain", "--config=configs/tiny_knot.py", f"--workdir={tmp_path}"]
+    done = subprocess.run([*command, f"--latents={tmp_path}"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("config.stream.engine='knot': is not trained here yet")
