@@ -139,7 +139,7 @@ def main() -> None:
     cfg, workdir = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
     if cfg.stream.knot:
         raise ValueError(
-            "config.stream.engine='knot': is not trained here yet; take a configuration of the sink engine"
+            "config.stream.engine='knot': is not trained here yet; take a sink configuration"
         )
     door.start_jax()
     drawn = dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed)), cfg.dit)
