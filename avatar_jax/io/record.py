@@ -24,6 +24,11 @@ def _numbers(folder: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
+def there(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a whole record; one whose first was cut short does not."""
+    return bool(_numbers(folder))
+
+
 def write(folder: pathlib.Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Writes a record in place of the former one.
 

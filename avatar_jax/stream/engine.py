@@ -89,10 +89,19 @@ class Sequential:
 
     def feed(self, block: BlockInput) -> list[Drawn]:
         """Draws a block."""
+        latent = self.draw(block)
+        return [Drawn(latent, self.picture(latent))]
+
+    def draw(self, block: BlockInput) -> jax.Array:
+        """The next block's latents [B, F, h, w, C]."""
         self._caches, latent = self._denoise(self._weights.dit, self._caches, block, self._scene.cross)
         self._first = latent[:, :1] if self._first is None else self._first
+        return latent
+
+    def picture(self, latent: jax.Array) -> jax.Array:
+        """The frames of the latents that follow those before, uint8 [B, T, H, W, 3]."""
         self._tail, frames = self._decode(self._weights.vae, self._tail, latent)
-        return [Drawn(latent, frames)]
+        return frames
 
     def drain(self) -> list[Drawn]:
         """Nothing is left."""
