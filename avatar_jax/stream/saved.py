@@ -22,10 +22,15 @@ Found = Mapping[str, Any]  # nested dicts of arrays
 _ELSEWHERE = ("mesh", "data", "train")  # of a configuration: where a stream runs, and what its networks learned from
 
 
-def leaves(state: Any) -> dict[str, np.ndarray]:
-    """The arrays of a tree by path, on the host; None and empty tuples leave no trace."""
+def _named(state: Any) -> dict[str, Any]:
+    """The leaves of a tree by path; None and empty tuples leave no trace."""
     named, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in named}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in named}
+
+
+def leaves(state: Any) -> dict[str, np.ndarray]:
+    """The arrays of a tree by path, on the host."""
+    return {name: np.asarray(leaf) for name, leaf in _named(state).items()}
 
 
 def fill(like: Any, found: Found) -> Any:
@@ -34,7 +39,7 @@ def fill(like: Any, found: Found) -> Any:
     Raises:
       ValueError: other names, shapes or dtypes.
     """
-    wanted, arrays = leaves(like), tree.flatten(found)
+    wanted, arrays = _named(like), tree.flatten(found)
     if wanted.keys() != arrays.keys():
         odd = sorted(wanted.keys() ^ arrays.keys())
         raise ValueError(f"saved stream: {len(odd)} arrays are not as in this run, {odd[0]} the first")

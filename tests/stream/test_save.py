@@ -273,3 +273,18 @@ def test_streams_over_devices_are_refused(driver: str, where: str, tmp_path: pat
     for _ in range(3):  # a refused one gives its seat back
         with pytest.raises(ValueError, match=f"a stream {where} is neither"):
             Session.resume(avatar, tmp_path / "old")
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"x": {"0": np.ones(2, np.float32)}}, "1 arrays are not as in this run, x/1 the first"),
+        (
+            {"x": {"0": np.ones(2, np.float32), "1": np.ones(3, np.float32)}},
+            r"x/1 is float32\[3\], where this run has float32\[2\]",
+        ),
+    ],
+)
+def test_a_tree_of_another_form_is_refused(found: dict, words: str):
+    with pytest.raises(ValueError, match=words):
+        saved.fill({"x": (jnp.ones(2), jnp.zeros(2))}, found)
