@@ -18,7 +18,7 @@ from avatar_jax.core import check
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit
 from avatar_jax.stream import rollout
-from avatar_jax.stream.engine import Drawn
+from avatar_jax.stream.engine import Drawn, not_saved
 from avatar_jax.stream.state import BlockInput, Flight, Scene, StreamState, Weights
 
 
@@ -103,3 +103,11 @@ class Chained:
     def close(self) -> None:
         """What is under way is lost."""
         self._flying.clear()
+
+    def state(self) -> Any:
+        """Raises ValueError: it is spread over devices."""
+        raise not_saved("on a chain of devices")
+
+    def restore(self, found: Any) -> None:
+        """Raises ValueError: it is spread over devices."""
+        raise not_saved("on a chain of devices")

@@ -32,6 +32,14 @@ def waits(cfg: Config) -> int:
     return cfg.heard_frames - cfg.block_frames + cfg.stream.audio_ahead
 
 
+def look_ahead(cfg: Config) -> np.ndarray:
+    """Seconds from a video frame's own sound to the sound that completes its block, for each frame of a block, [T].
+
+    Before that nothing of the block is drawn: the rest of its sound has to come, and what `waits` counts after it.
+    """
+    return (np.arange(cfg.block_frames)[::-1] + waits(cfg)) / cfg.video.fps
+
+
 def times(block: int, cfg: Config) -> np.ndarray:
     """Rotary time positions of the latent frames that a block draws, a knot's after its own, int64 [drawn_latents]."""
     first = block * cfg.stream.block_latents

@@ -19,7 +19,7 @@ import numpy as np
 
 from avatar_jax.core import config as configs
 from avatar_jax.models import mel, wav2vec
-from avatar_jax.stream import clock
+from avatar_jax.stream import clock, saved
 
 Features = list[jax.Array]  # of each block, [T, layers, width], T = cfg.heard_frames; perhaps not yet computed
 
@@ -38,6 +38,14 @@ class Ear(Protocol):
 
     def finish(self) -> Features:
         """What is left, the last block and its knot filled up with silence."""
+        ...
+
+    def state(self) -> Any:
+        """What later blocks need of the sound that came, a tree of arrays."""
+        ...
+
+    def restore(self, found: saved.Found) -> None:
+        """Goes on from a `state` that was saved."""
         ...
 
 
@@ -83,6 +91,15 @@ class MelEar:
         blocks = self.push(np.zeros(-left % self._size + self._lead, np.float32)) if left else []
         self._known = None  # it was silence
         return blocks
+
+    def state(self) -> Any:
+        """The front end's state, the sound that waits, and what a knot has heard already."""
+        return {"mel": self._state, "pending": self._pending, "known": self._known}
+
+    def restore(self, found: saved.Found) -> None:
+        """Goes on from a `state` that was saved."""
+        self._state, self._pending = saved.fill(self._state, found["mel"]), found["pending"]
+        self._known = jnp.asarray(found["known"]) if "known" in found else None
 
     def _hear(self, samples: int) -> jax.Array:
         """Features of the next samples, which are whole video frames, [T, 1, width]."""
@@ -145,6 +162,14 @@ class Wav2VecEar:
         while self._known > self._blocks * self._cfg.block_frames:
             blocks.append(self._draw())
         return blocks
+
+    def state(self) -> Any:
+        """The sound that is still needed, and where in the stream it stands."""
+        return {"samples": self._window.samples, "start": self._window.start, "blocks": self._blocks}
+
+    def restore(self, found: saved.Found) -> None:
+        """Goes on from a `state` that was saved."""
+        self._window, self._blocks = _Window(found["samples"], int(found["start"])), int(found["blocks"])
 
     @property
     def _known(self) -> float:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from avatar_jax.core.config import Config
 from avatar_jax.stream import clock, pipeline, rollout
 from avatar_jax.stream import mesh as meshes
-from avatar_jax.stream.engine import Drawn
+from avatar_jax.stream.engine import Drawn, not_saved
 from avatar_jax.stream.state import BlockInput, Place, Scene, Weights
 
 
@@ -95,6 +95,14 @@ class Seat:
     def close(self) -> None:
         """Leaves the seat to others; what is under way is lost."""
         self._pool.leave(self)
+
+    def state(self) -> Any:
+        """Raises ValueError: it is spread over devices."""
+        raise not_saved("on a pool")
+
+    def restore(self, found: Any) -> None:
+        """Raises ValueError: it is spread over devices."""
+        raise not_saved("on a pool")
 
 
 class Pool:

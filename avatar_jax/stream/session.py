@@ -12,7 +12,7 @@ import numpy as np
 from avatar_jax.core import config as configs
 from avatar_jax.io import checkpoint
 from avatar_jax.models import dit, vae
-from avatar_jax.stream import chain, clock, engine, hear, pool, prompt, rollout, speaker
+from avatar_jax.stream import chain, clock, engine, hear, pool, prompt, rollout, saved, speaker
 from avatar_jax.stream import mesh as meshes
 from avatar_jax.stream.state import BlockInput, Scene, Speaker, Weights
 
@@ -150,8 +150,23 @@ class Session:
         self._cfg = avatar.cfg
         self._masks: Any = [None] if avatar.masks is None else avatar.masks
         self._tracks = [speaker.Track(avatar.hearing(), avatar.cfg) for _ in self._masks]
-        self._engine, self._blocks = drawer or avatar.engine(), 0
+        self._engine, self._blocks, self._over = drawer or avatar.engine(), 0, False
         self._key = jax.random.key(self._cfg.stream.seed)
+
+    @classmethod
+    def resume(cls, avatar: Avatar, folder: pathlib.Path) -> "Session":
+        """The stream that `save` wrote, as it stood then: what it draws from here on is equal to the bit.
+
+        Raises:
+          ValueError: nothing was saved there, or the stream of another configuration or avatar.
+        """
+        found, session = saved.read(folder, avatar.cfg), cls(avatar)
+        try:
+            session._restore(found)
+        except ValueError:
+            session.close()
+            raise
+        return session
 
     @property
     def samples(self) -> int:
@@ -205,7 +220,35 @@ class Session:
 
     def close(self) -> None:
         """Ends the stream at once, without what is left; `finish` ends with it."""
+        self._over = True
         self._engine.close()
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes the stream as it stands into a folder of its own, whole or not at all; it goes on unchanged.
+
+        With it are the sound and the signals that no block has used. Blocks that were handed out are not. A former
+        save in the folder stays until the new one is there.
+
+        Raises:
+          ValueError: the stream is over, is spread over several devices, or the folder cannot be written.
+        """
+        if self._over:
+            raise ValueError("the stream is over: save it before it is finished or closed")
+        tracks = [track.state() for track in self._tracks]
+        state = {"blocks": self._blocks, "masks": list(self._masks), "tracks": tracks, "engine": self._engine.state()}
+        saved.write(folder, state, self._cfg)
+
+    def _restore(self, found: saved.Found) -> None:
+        tracks = saved.items(found, "tracks")
+        if len(tracks) != len(self._tracks):
+            raise ValueError(f"saved stream: of {len(tracks)} speakers, where this avatar has {len(self._tracks)}")
+        masks: Any = saved.items(found, "masks") or [None]
+        if not np.array_equal(masks, self._masks):
+            raise ValueError("saved stream: its speakers have other masks; resume it with the avatar it was of")
+        self._engine.restore(found["engine"])
+        for track, state in zip(self._tracks, tracks, strict=True):
+            track.restore(state)
+        self._blocks = int(found["blocks"])
 
     def _track(self, number: int) -> speaker.Track:
         if not 0 <= number < len(self._tracks):

@@ -1,12 +1,14 @@
 """The speakers of a session: each has its own sound, its own signals and its part of the picture."""
 
 import collections
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from avatar_jax.core.config import Config, Signal
+from avatar_jax.stream import saved
 from avatar_jax.stream.hear import Ear
 
 
@@ -60,6 +62,21 @@ class Signals:
             taken[name] = np.stack([rows.get(first + k, absent) for k in range(frames)])
         return taken
 
+    def state(self) -> Any:
+        """The rows that wait with their frames, and which frame is next, a tree of arrays."""
+        waiting = [
+            {"frames": np.array(list(rows), np.int64), "rows": np.array(list(rows.values())).reshape(-1, width)}
+            for rows, width in zip(self._rows.values(), self._widths.values(), strict=True)
+        ]
+        return {"first": self._first, "next": list(self._next.values()), "waiting": waiting}
+
+    def restore(self, found: saved.Found) -> None:
+        """Goes on from a `state` that was saved."""
+        self._first = int(found["first"])
+        self._next = dict(zip(self._widths, map(int, saved.items(found, "next")), strict=True))
+        for name, kept in zip(self._widths, saved.items(found, "waiting"), strict=True):
+            self._rows[name] = dict(zip(kept["frames"].tolist(), kept["rows"], strict=True))
+
 
 class Track:
     """One speaker of a session: what it hears, the features that wait for the others', and its signals."""
@@ -95,3 +112,21 @@ class Track:
         heard = jnp.concatenate([self._context, features])
         self._context = heard[self._size :][: cfg.audio_context]  # what precedes the next block
         return heard
+
+    def state(self) -> Any:
+        """Sound, features and signals that blocks to come are drawn from, a tree of arrays."""
+        return {
+            "ear": self._ear.state(),
+            "signals": self.signals.state(),
+            "samples": self.samples,
+            "waiting": tuple(self._waiting),
+            "context": self._context,
+        }
+
+    def restore(self, found: saved.Found) -> None:
+        """Goes on from a `state` that was saved."""
+        self._ear.restore(found["ear"])
+        self.signals.restore(found["signals"])
+        self.samples = int(found["samples"])
+        self._waiting = collections.deque(map(jnp.asarray, saved.items(found, "waiting")))
+        self._context = jnp.asarray(found["context"]) if "context" in found else None
