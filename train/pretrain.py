@@ -138,9 +138,7 @@ def main() -> None:
     """Trains to the end and writes `dit.safetensors` from the averaged weights."""
     cfg, workdir = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
     if cfg.stream.knot:
-        raise ValueError(
-            "config.stream.engine='knot': is not trained here yet; take a sink configuration"
-        )
+        raise ValueError("config.stream.engine='knot': is not trained here yet; take a sink configuration")
     door.start_jax()
     drawn = dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed)), cfg.dit)
     state = optim.empty(drawn, cfg.train.dit)
