@@ -97,16 +97,18 @@ def commit(cache: Memory, k: jax.Array, v: jax.Array, *, slots: jax.Array | np.n
     return written if layer is None else Stacked(written, layer)
 
 
-def first(cache: KVCache, tokens: int) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of the first `tokens` of a layer's ring: a stream's first block."""
-    held = cache.reference_k.shape[1]
-    return cache.k[:, held : held + tokens], cache.v[:, held : held + tokens]
+def read_slot(cache: KVCache, slot: int | jax.Array, tokens: int) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of the block of `tokens` in a slot of a layer's ring."""
+    at = cache.reference_k.shape[1] + slot * tokens
+    k, v = (jax.lax.dynamic_slice_in_dim(side, at, tokens, 1) for side in (cache.k, cache.v))
+    return k, v
 
 
-def put_first(cache: KVCache, keys_values: tuple[jax.Array, jax.Array]) -> KVCache:
-    """The inverse of `first`: a memory with these at the beginning of its ring."""
-    (k, v), held = keys_values, cache.reference_k.shape[1]
-    return KVCache(_write(cache.k, k, held, None), _write(cache.v, v, held, None), cache.reference_k)
+def write_slot(cache: KVCache, keys_values: tuple[jax.Array, jax.Array], slot: int | jax.Array) -> KVCache:
+    """The inverse of `read_slot`."""
+    k, v = keys_values
+    at = cache.reference_k.shape[1] + slot * k.shape[1]
+    return KVCache(_write(cache.k, k, at, None), _write(cache.v, v, at, None), cache.reference_k)
 
 
 def readable(cache: Memory, tokens: jax.Array | np.ndarray) -> Any:

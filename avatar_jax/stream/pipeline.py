@@ -99,7 +99,7 @@ def _draw_first(
     stage, steps = jax.lax.axis_index(STAGE), check.stages(stages, cfg)
     flight, cross, memories = rollout.enter(p, entering, cfg=cfg), _own(state.cross), list(_own(state.memories))
     heard, blocks = dit.hear(p, flight.voices, cfg=cfg.dit), p["blocks"]
-    begin = functools.partial(kv.first, tokens=cfg.stream.block_latents * cfg.tokens_per_frame)
+    begin = functools.partial(kv.read_slot, slot=0, tokens=cfg.stream.block_latents * cfg.tokens_per_frame)
     kept: list[Any] = [None] * steps
     for number in range(cfg.stream.steps):
         own, at = number // steps == stage, number % steps
@@ -110,7 +110,8 @@ def _draw_first(
         # taken now, or every memory would be copied to wait for the end
         memories[at], kept[at] = jax.lax.optimization_barrier((memory, chosen))
     latent = flight.latent[None]
-    new = tuple(kv.each(blocks, kv.put_first, *pair) for pair in zip(memories, kept, strict=True))
+    put = functools.partial(kv.write_slot, slot=0)
+    new = tuple(kv.each(blocks, put, *pair) for pair in zip(memories, kept, strict=True))
     flight = dataclasses.replace(flight, place=following)
     return PipelineState(_held(new), _held(flight), state.cross), latent
 
