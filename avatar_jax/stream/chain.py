@@ -46,7 +46,7 @@ class Chained:
     Args:
       weights: on any device; each stage gets the transformer, the last device the VAE.
       scene: to begin with.
-      begin: from `rollout.start`.
+      begin: from `engine.start`.
       devices: one a stage, then the decoder's, which may be the last stage's.
       cfg: the run.
     """

@@ -63,7 +63,7 @@ class Engine(Protocol):
 ALIKE = 0.02  # of the largest number of a `likeness`: what another kind of device may round differently
 Engines = Callable[[], Engine]  # one for every session
 
-KINDS: dict[str, Any] = {"sink": rollout, "knot": knot}  # each has begin, denoise, refill, make_start, ...
+KINDS: dict[str, Any] = {"sink": rollout, "knot": knot}  # each has begin, denoise, refill and their make_*
 
 
 def kind(cfg: Config) -> Any:
@@ -80,6 +80,20 @@ def likeness(begin: StreamState, cfg: Config) -> np.ndarray:
     """What tells an avatar from others: a reference key of the last layer, made of weights and portrait, [B, N, K]."""
     caches = begin.caches.caches if isinstance(begin.caches, Tied) else begin.caches
     return np.asarray(kv.layer(caches[0], cfg.dit.layers - 1).reference_k[:, 0].astype(jnp.float32))
+
+
+def start(weights: Weights, scene: Scene, cfg: Config) -> StreamState:
+    """The state before block 0: memories with nothing but the scene in them, and a decoder that has seen it.
+
+    Made by the programs that every engine makes it with, so all draw the same to the bit.
+
+    Args:
+      weights: networks, transformer in streaming layout.
+      scene: from `rollout.view`.
+      cfg: the run.
+    """
+    held = rollout.make_prefill(cfg)(weights.dit, scene)
+    return StreamState(kind(cfg).make_begin(cfg)(weights.dit, held), rollout.make_warm(cfg)(weights.vae, scene.still))
 
 
 class Sequential:

@@ -28,7 +28,7 @@ from avatar_jax.diffusion import flow
 from avatar_jax.models import dit, inpaint
 from avatar_jax.nn import bands, kv
 from avatar_jax.stream import rollout
-from avatar_jax.stream.state import BlockInput, Flight, Place, Scene, StreamState, Tied, Weights
+from avatar_jax.stream.state import BlockInput, Flight, Place, Tied
 
 
 def begin(p: dict, held: Any, *, cfg: Config) -> Tied:
@@ -37,12 +37,6 @@ def begin(p: dict, held: Any, *, cfg: Config) -> Tied:
     batch = kv.layer(caches[0], 0).k.shape[0]
     shape = (batch, knot.latents if knot else 0, *cfg.latent_size, cfg.dit.latent_channels)
     return Tied(caches, jnp.zeros(shape, cfg.dit.compute_dtype))
-
-
-def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
-    """The state before block 0: as `rollout.start`, and no knot yet."""
-    held = rollout.prefill(weights.dit, scene, cfg=cfg)
-    return StreamState(begin(weights.dit, held, cfg=cfg), rollout.warm(weights.vae, scene.still, cfg=cfg))
 
 
 def refill(p: dict, tied: Tied, held: Any, stream: int | jax.Array = 0) -> Tied:
@@ -152,9 +146,9 @@ def denoise(
 
 
 @functools.lru_cache(maxsize=8)
-def make_start(cfg: Config):
-    """`start` compiled for `cfg`, once for all avatars: (weights, scene) -> state."""
-    return rollout.make_program(functools.partial(start, cfg=cfg), "decode")
+def make_begin(cfg: Config):
+    """`begin` compiled for `cfg`: (weights of the transformer, keys and values of a scene) -> memories."""
+    return jax.jit(functools.partial(begin, cfg=cfg))
 
 
 @functools.lru_cache(maxsize=1)

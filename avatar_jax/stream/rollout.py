@@ -17,7 +17,7 @@ from avatar_jax.models.level import read_level, sinusoids
 from avatar_jax.nn import bands, kv
 from avatar_jax.nn.rope import Phase
 from avatar_jax.stream import clock
-from avatar_jax.stream.state import BlockInput, Flight, Scene, Speaker, StreamState, Weights
+from avatar_jax.stream.state import BlockInput, Flight, Scene, Speaker
 
 LEVELS = {"shifted": schedule.sigmas, "published": schedule.published}
 
@@ -73,18 +73,6 @@ def warm(p: dict, still: jax.Array, *, cfg: Config) -> vae.Tail:
     if cfg.stream.warm_latents > 1:
         _, tail = vae.decode_step(p, tail, still[:, 1 : cfg.stream.warm_latents], cfg=cfg.vae)
     return tail
-
-
-def start(weights: Weights, scene: Scene, *, cfg: Config) -> StreamState:
-    """The state before block 0: memories with nothing but the scene in them, and a decoder that has seen it.
-
-    Args:
-      weights: networks, transformer in streaming layout.
-      scene: from `view`.
-      cfg: the run.
-    """
-    held = prefill(weights.dit, scene, cfg=cfg)
-    return StreamState(begin(weights.dit, held, cfg=cfg), warm(weights.vae, scene.still, cfg=cfg))
 
 
 def refill(p: dict, caches: tuple[Any, ...], held: Any, stream: int | jax.Array = 0) -> tuple[Any, ...]:
@@ -249,9 +237,9 @@ def make_view(cfg: Config):
 
 
 @functools.lru_cache(maxsize=8)
-def make_start(cfg: Config):
-    """`start` compiled for `cfg`, once for all avatars: (weights, scene) -> state."""
-    return make_program(functools.partial(start, cfg=cfg), "decode")
+def make_begin(cfg: Config):
+    """`begin` compiled for `cfg`: (weights of the transformer, keys and values of a scene) -> memories."""
+    return jax.jit(functools.partial(begin, cfg=cfg))
 
 
 @functools.lru_cache(maxsize=8)

@@ -78,7 +78,7 @@ def make_engines(weights: Weights, scene: Scene, cfg: configs.Config) -> engine.
     if cfg.mesh.driver == "spmd" and max(cfg.mesh.devices, cfg.mesh.streams) > 1:
         seats = make_pool(weights, cfg)
         return functools.partial(seats.join, seats.act(scene))
-    begin = engine.kind(cfg).make_start(cfg)(weights, scene)
+    begin = engine.start(weights, scene, cfg)
     if cfg.mesh.driver == "spmd":
         return functools.partial(engine.Sequential, weights, scene, begin, cfg)
     devices, decoders = devices_of(cfg)

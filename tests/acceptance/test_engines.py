@@ -79,7 +79,7 @@ def test_fused_boundary():
 
 def drawn_from(first: int, scene: Scene, weights: Weights, cfg: Config, blocks: int = 6) -> np.ndarray:
     """Latents of a stream whose first block has number `first`, from the state before block 0."""
-    drawer = engine.Sequential(weights, scene, engine.kind(cfg).make_start(cfg)(weights, scene), cfg)
+    drawer = engine.Sequential(weights, scene, engine.start(weights, scene, cfg), cfg)
     heard = (1, cfg.stream.audio_context + cfg.heard_frames, cfg.dit.audio_layers, cfg.dit.audio_width)
     noise = (1, cfg.stream.noise_latents, *cfg.latent_size, cfg.dit.latent_channels)
     latents = []

@@ -60,7 +60,7 @@ def prompt_of(p: dict, cfg: Config, seed: int):
 def begin(weights: Weights, cfg: Config) -> tuple[Scene, StreamState]:
     portrait = jax.random.uniform(jax.random.key(1), (1, 1, cfg.video.height, cfg.video.width, 3)) * 2 - 1
     scene = dataclasses.replace(rollout.view(weights.vae, portrait, cfg=cfg), cross=prompt_of(weights.dit, cfg, 2))
-    return scene, rollout.start(weights, scene, cfg=cfg)
+    return scene, engine.start(weights, scene, cfg)
 
 
 def block_of(number: int, cfg: Config) -> BlockInput:

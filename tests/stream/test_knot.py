@@ -36,7 +36,7 @@ def block_of(chunk: int, cfg: Config, *, at: int | None = None) -> BlockInput:
 
 
 def begin(cfg: Config) -> StreamState:
-    return knot.start(weights(), scene_of(cfg), cfg=cfg)
+    return engine.start(weights(), scene_of(cfg), cfg)
 
 
 def stream(cfg: Config, chunks: int, first: int = 0, *, compiled: bool = True) -> list[np.ndarray]:

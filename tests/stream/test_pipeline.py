@@ -60,7 +60,7 @@ def block_of(number: int, cfg: Config) -> BlockInput:
 def begin(weights: Weights, cfg: TrainingConfig, seed: int = 3) -> tuple[Scene, StreamState]:
     portrait = jax.random.uniform(jax.random.key(seed), (1, 1, cfg.video.height, cfg.video.width, 3)) * 2 - 1
     scene = rollout.view(weights.vae, portrait, cfg=cfg)
-    return scene, rollout.start(weights, scene, cfg=cfg)
+    return scene, engine.start(weights, scene, cfg)
 
 
 def play(drawer: engine.Engine, cfg: TrainingConfig, later: dict[int, Scene]) -> list[np.ndarray]:

@@ -55,7 +55,7 @@ class Stream:
             drawer.adapt()
 
     def alone(self, weights: Weights, cfg: TrainingConfig) -> list[np.ndarray]:
-        state = engine.kind(cfg).start(weights, self.scene, cfg=cfg)
+        state = engine.start(weights, self.scene, cfg)
         drawer, drawn = engine.Sequential(weights, self.scene, state, cfg), []
         for number in range(len(self.drawn)):
             self.act(drawer, number, cfg)

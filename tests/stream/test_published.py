@@ -12,7 +12,7 @@ import pytest
 from avatar_jax.core import spec
 from avatar_jax.core.config import Config
 from avatar_jax.models import dit, vae
-from avatar_jax.stream import clock, rollout
+from avatar_jax.stream import clock, engine, rollout
 from avatar_jax.stream.state import BlockInput, Scene, Speaker, Weights
 from configs.live_avatar_14b import get_config
 from tests.published.case import Case, frames_first, frames_last
@@ -54,7 +54,7 @@ def errors(layer_loop: str, folder: pathlib.Path = FOLDER) -> dict[str, float]:
     weights = Weights(p, spec.init(vae.spec(cfg.vae), jax.random.key(0)))
     reference, motion = (jnp.asarray(frames_last(io[f"prefill0.{name}_latents"])) for name in ("ref", "motion"))
     scene = Scene(reference, motion, dit.remember(p, jnp.asarray(io["context"])[None], cfg=cfg.dit))
-    caches = rollout.start(weights, scene, cfg=cfg).caches
+    caches = engine.start(weights, scene, cfg).caches
     draw = jax.jit(functools.partial(rollout.denoise, cfg=cfg))
     drawn = []
     for block in range(len(exact["clean"])):
