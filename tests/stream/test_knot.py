@@ -144,7 +144,7 @@ def fusion(monkeypatch: pytest.MonkeyPatch, c: int, window: int, k: int) -> floa
         predictions.append(np.asarray(x0))
         return memory, x0
 
-    def call(p, memory, flight, at, number, heard, cross, *, cfg):
+    def call(p, memory, flight, at, number, heard, cross, *, band=None, cfg):
         if number == cfg.stream.steps:  # the pass at level 0, all that stays in the memory
             remembered.append(np.asarray(flight.latent))
         return memory, 0.1 * flight.latent
