@@ -45,14 +45,16 @@ def speak(
 
 
 def frames(spoken: Iterable[Drawn]) -> Iterator[np.ndarray]:
-    """Blocks of frames on the host, each as soon as the next one has been started.
+    """Blocks of frames on the host: the first at once, each other one as soon as the next has been started.
 
     So the devices draw a block while the one before it is read, encoded and shown.
     """
     waiting: collections.deque[Any] = collections.deque()
+    behind = 0
     for drawn in spoken:
         waiting.extend(drawn)
-        while len(waiting) > BEHIND:
+        while len(waiting) > behind:
             yield np.asarray(waiting.popleft())
+            behind = BEHIND
     while waiting:
         yield np.asarray(waiting.popleft())

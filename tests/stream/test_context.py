@@ -40,8 +40,8 @@ def drawn_with(drawer: engine.Engine, cfg: TrainingConfig, other) -> np.ndarray:
 
 CASES = [
     ("unroll", {"stages": 1, "context": 2}),
-    ("scan", {"stages": 1, "context": 4}),
-    ("unroll", {"stages": 2, "context": 4}),
+    pytest.param("scan", {"stages": 1, "context": 4}, marks=pytest.mark.slow),
+    pytest.param("unroll", {"stages": 2, "context": 4}, marks=pytest.mark.slow),
     ("scan", {"stages": 2, "context": 2}),
     ("unroll", {"stages": 2, "context": 2, "tensor": 2}),
 ]

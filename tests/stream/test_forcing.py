@@ -62,6 +62,7 @@ def test_replay_is_full_backpropagation(layer_loop: str, exit_step: int):
         np.testing.assert_allclose(two, one, atol=1e-5 * norm)
 
 
+@pytest.mark.slow
 def test_replay_needs_the_memory_of_one_block():
     cfg = run(4)
     cfg = validate(dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, layers=4, layer_loop="scan")))
