@@ -107,9 +107,9 @@ def test_saving_leaves_a_stream_and_its_programs_as_they_are(kind: str, tmp_path
     session, denoise = Session(avatar), engine.kind(avatar.cfg).make_denoise(avatar.cfg)
     before, after = split(events_of(kind), 0.6)
     drawn = perform(session, before)
-    programs = denoise._cache_size()
     session.save(tmp_path)
     drawn += perform(session, after) + session.finish()
+    programs = denoise._cache_size()
     np.testing.assert_array_equal(np.concatenate(drawn), uninterrupted(kind))
     perform(Session.resume(avatar, tmp_path), after)
     assert denoise._cache_size() == programs
