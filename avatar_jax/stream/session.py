@@ -138,8 +138,8 @@ def make_avatar(
         return avatar  # its programs are those of the others
     warm_up = Session(avatar)
     blocks = max(cfg.stream.adapt_blocks, cfg.mesh.share_first) + 1  # so that every program has run
-    warm_up.push_audio(np.zeros(blocks * cfg.block_samples, np.float32))
-    jax.block_until_ready(warm_up.finish())  # the other speakers are silent as long
+    drawn = warm_up.push_audio(np.zeros(blocks * cfg.block_samples, np.float32))
+    jax.block_until_ready(drawn + warm_up.finish())  # the other speakers are silent as long
     return avatar
 
 
