@@ -3,9 +3,8 @@
 AVATAR_ENDLESS_SECONDS shortens the longest check; what was run stands in its row.
 """
 
-import dataclasses
 import functools
-import gc
+import json
 import os
 import pathlib
 import random
@@ -27,13 +26,12 @@ from avatar_jax.stream import clock, engine, rollout, session, speaker
 from avatar_jax.stream.state import BlockInput, Scene, Speaker, Weights
 from configs import tiny, tiny_knot
 from infer import door, latency
-from tests.acceptance import absent, mortal, report
+from tests.acceptance import absent, endless, mortal, report
 from tests.stream import test_knot, test_published
 from tests.stream.test_session import weights_of
 
 GOLDEN = pathlib.Path(os.environ.get("GOLDEN_DIR", absent.ROOT / "tests" / "golden"))
 SECONDS = int(os.environ.get("AVATAR_ENDLESS_SECONDS", "10000"))
-DECODED_EVERY, WINDOW, FIRST = 20, 500, 20  # blocks: one is decoded in so many; those compared; those that may compile
 KILLS, MORTAL_SECONDS = 20, 40
 row = functools.partial(report.row, "engines")
 
@@ -109,107 +107,23 @@ def test_late_is_as_exact_as_early():
     assert row(what, figure, "at most 1e-6 fp32", max(first.values()) <= 1e-6)
 
 
-class Sparse(engine.Sequential):
-    """Draws every latent and looks at it, decodes one block in `DECODED_EVERY` and the last."""
-
-    blocks, finite, last = 0, True, False
-
-    def feed(self, block: BlockInput) -> list[engine.Drawn]:
-        latent = self.draw(block)
-        self.finite = self.finite and bool(np.isfinite(np.asarray(latent)).all())
-        self.blocks += 1
-        shown = self.last or self.blocks % DECODED_EVERY == 0
-        return [engine.Drawn(latent, self.picture(latent) if shown else None)]
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    gc.collect()
-    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@functools.lru_cache
-def make_reference():
-    """A fixed computation about as long as a block, to tell a slower stream from a slower machine."""
-    x = jax.random.normal(jax.random.key(0), (768, 768))
-    turn = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, y: jnp.tanh(y @ x / 28.0), x))
-    return functools.partial(turn, x)
-
-
-class Endless:
-    """A session fed with speech in turn with the reference computation, and what is measured of it."""
-
-    def __init__(self, seconds: int):
-        avatar = embedded()
-        assert isinstance(avatar.engine, functools.partial)
-        self.live = session.Session(dataclasses.replace(avatar, engine=functools.partial(Sparse, *avatar.engine.args)))
-        self.drawer: Any = self.live._engine
-        self.cfg, self.samples, self.frames = avatar.cfg, seconds * 16_000, 0
-        self.sound = mortal.speech(8)
-        self.reference = make_reference()
-
-    def push(self) -> None:
-        """The next block of sound, or what is left of it."""
-        at = self.live.samples
-        piece = np.arange(at, min(at + self.cfg.block_samples, self.samples)) % len(self.sound)
-        self.frames += sum(map(len, map(np.asarray, self.live.push_audio(self.sound[piece]))))
-
-    def times(self, blocks: int) -> tuple[float, float]:
-        """Median seconds of so many blocks, those decoded left out, and of the reference between them."""
-        taken = []
-        for _ in range(blocks):
-            began = time.perf_counter()
-            self.push()
-            drawn = time.perf_counter()
-            jax.block_until_ready(self.reference())
-            if self.drawer.blocks % DECODED_EVERY:
-                taken.append((drawn - began, time.perf_counter() - drawn))
-        block, reference = np.median(taken, 0)
-        return float(block), float(reference)
-
-    def end(self) -> int:
-        """Video frames of the whole stream: those that came, and those of blocks that were not decoded."""
-        self.drawer.last = True
-        shown = [np.asarray(block) for block in self.live.finish()]
-        decoded = self.drawer.blocks // DECODED_EVERY + (1 if shown else 0)
-        return self.frames + sum(map(len, shown)) + (self.drawer.blocks - decoded) * self.cfg.block_frames
-
-
-def test_endless():
-    compiled: list[str] = []
-
-    def listen(event: str, duration_secs: float, **_: Any) -> None:
-        del duration_secs
-        if event.startswith("/jax/core/compile/backend"):
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    stream = Endless(SECONDS)
-    blocks = stream.samples // stream.cfg.block_samples
-    window = min(WINDOW, blocks // 3)
-    jax.block_until_ready(stream.reference())
-    for _ in range(FIRST):
-        stream.push()
-    programs, began = len(compiled), time.perf_counter()
-    first, before = stream.times(window), resident()
-    while stream.drawer.blocks < blocks - window:
-        stream.push()
-    last, after = stream.times(window), resident()
-    hours = (time.perf_counter() - began) / 3600
-    if stream.live.samples < stream.samples:
-        stream.push()
-    more, frames = len(compiled) - programs, stream.end()  # the cut of the last block is a program of its own
-    wanted = SECONDS * stream.cfg.video.fps
-    grown, slower = after / before - 1, last[0] / first[0] / (last[1] / first[1]) - 1
+def test_endless(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device
+    command = [sys.executable, "-m", "tests.acceptance.endless", str(tmp_path / "seen.json"), str(SECONDS)]
+    subprocess.run(command, cwd=absent.ROOT, env=environment, check=True)
+    seen = endless.Seen(**json.loads((tmp_path / "seen.json").read_text()))
+    slower = seen.last[0] / seen.first[0] / (seen.last[1] / seen.first[1]) - 1
     figure = (
-        f"{frames} of {wanted} frames in {hours:.2f} h; {before / 2**20:.1f} MiB then {100 * grown:+.2f} %; "
-        f"block {1e3 * first[0]:.1f} ms then {1e3 * last[0]:.1f} ms, {100 * slower:+.2f} % beside a fixed computation "
-        f"({1e3 * first[1]:.1f} ms then {1e3 * last[1]:.1f} ms); {more} compiles after block {FIRST}"
+        f"{seen.frames} of {seen.wanted} frames in {seen.hours:.2f} h; {seen.resident[0] / 2**20:.1f} MiB at block "
+        f"{seen.settled}, then at most {100 * seen.grown:+.2f} %; block {1e3 * seen.first[0]:.1f} ms then "
+        f"{1e3 * seen.last[0]:.1f} ms, {100 * slower:+.2f} % beside a fixed computation ({1e3 * seen.first[1]:.1f} ms "
+        f"then {1e3 * seen.last[1]:.1f} ms); {seen.compiles} compiles after block {endless.FIRST}"
     )
-    flat = abs(grown) <= 0.01 and slower <= 0.03
-    exact = frames == wanted and more == 0 and stream.drawer.finite
+    flat = abs(seen.grown) <= 0.01 and slower <= 0.03
+    exact = seen.frames == seen.wanted and seen.compiles == 0 and seen.finite
     bar = "memory flat within 1 %, time per block within 3 %, frames exact, no compile after the first blocks"
-    assert row(f"{SECONDS:,} s of the tiny default, one block in {DECODED_EVERY} decoded", figure, bar, flat and exact)
+    what = f"{SECONDS:,} s of the tiny default, one block in {endless.DECODED_EVERY} decoded"
+    assert row(what, figure, bar, flat and exact)
 
 
 class Mortal:
