@@ -24,12 +24,38 @@ SIGNALS = (
 )
 
 
+def _distill(optim: c.OptimConfig) -> c.DistillConfig:
+    slow = dataclasses.replace(optim, rate=0.002, vector_rate=1e-4, warmup=20, ema=0.98, steps=1000, log_every=10)
+    return c.DistillConfig(
+        student=slow,
+        fake=dataclasses.replace(slow, rate=0.004, vector_rate=2e-4),
+        rank=0,
+        alpha=1.0,
+        every=5,
+        blocks=4,
+        guidance=3.0,
+        shift=3.0,
+        anchored=0.3,
+    )
+
+
 def get_config() -> c.TrainingConfig:
     """The tiny run with signals."""
     cfg = tiny.get_config()
+    train = dataclasses.replace(
+        cfg.train,
+        dit=dataclasses.replace(cfg.train.dit, rate=0.01, vector_rate=5e-4, steps=2000),
+        dit_blocks=4,
+        dit_drop_audio=0.1,
+        dit_drop_signal=0.7,
+        dit_whole=0.4,
+        dit_beside=6,
+        distill=_distill(cfg.train.dit),
+    )
     return dataclasses.replace(
         cfg,
         name="tiny_driven",
         dit=dataclasses.replace(cfg.dit, signals=SIGNALS),
-        train=dataclasses.replace(cfg.train, dit_drop_audio=0.1, dit_drop_signal=0.4),
+        stream=dataclasses.replace(cfg.stream, steps=4, history="timestep"),
+        train=train,
     )

@@ -5,11 +5,9 @@ python -m train.pretrain --config=configs/tiny.py --latents=runs/tiny/latents --
 
 import functools
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from avatar_jax.core import check, spec
@@ -17,11 +15,10 @@ from avatar_jax.core import config as configs
 from avatar_jax.data import latents
 from avatar_jax.diffusion import flow
 from avatar_jax.io import weights as weight_files
-from avatar_jax.models import audio, condition, dit, mask, mel, signal
-from avatar_jax.nn import rope
-from avatar_jax.stream import clock
+from avatar_jax.models import dit, mel
+from avatar_jax.stream import rollout, window
 from infer import door
-from train import loop, optim
+from train import loop, optim, tied, windows
 
 FLAGS = flags.FLAGS
 
@@ -31,6 +28,7 @@ def define() -> None:
     door.define_config("configs/tiny.py")
     flags.DEFINE_string("latents", "runs/tiny/latents", "Folder that train.latents wrote.")
     flags.DEFINE_string("workdir", "runs/tiny/pretrain", "Where checkpoints, metrics and weights go.")
+    flags.DEFINE_string("init", "", "Weights to start from; what they lack is drawn anew. Default: all is.")
 
 
 def noise_levels(key: jax.Array, shape: tuple[int, int], cfg: configs.TrainConfig) -> jax.Array:
@@ -45,13 +43,24 @@ def noise_levels(key: jax.Array, shape: tuple[int, int], cfg: configs.TrainConfi
     return jnp.where(jax.random.uniform(choice, shape) < cfg.dit_clean, near, level)
 
 
-def positions(key: jax.Array, batch: int, cfg: configs.TrainingConfig) -> tuple[rope.Phase, rope.Phase]:
-    """Phases of the window's tokens and of one reference copy a block, its offset drawn from the span, [B, ...]."""
+def seen_whole(key: jax.Array, batch: int, cfg: configs.TrainingConfig) -> tuple[jax.Array, jax.Array]:
+    """What a step sees and at which levels: the mask, and levels of the blocks [B, blocks].
+
+    `dit_whole` of the steps see a window as a teacher does, whole and at one level; the others as a stream does.
+    """
+    level_key, choice_key = jax.random.split(key)
+    blocks = cfg.train.dit_blocks
+    levels = noise_levels(level_key, (batch, blocks), cfg.train)
+    one = flow.shift(jax.random.uniform(level_key, (batch, 1)), cfg.train.dit_shift)
+    as_teacher = jax.random.uniform(choice_key) < cfg.train.dit_whole
+    seen = jnp.where(as_teacher, window.whole(blocks, cfg), window.causal(blocks, cfg))
+    return seen, jnp.where(as_teacher, one, levels)
+
+
+def reference_ahead(key: jax.Array, batch: int, cfg: configs.TrainingConfig) -> jax.Array:
+    """Positions of each block's copy of the reference, its distance drawn from the span, [B, blocks]."""
     low, high = cfg.train.dit_reference_span
-    length, blocks = cfg.stream.block_latents, cfg.train.dit_blocks
-    offset = jax.random.randint(key, (batch, 1), low, high + 1)
-    starts = jnp.arange(blocks) * length
-    return clock.grid_phase(np.arange(blocks * length), cfg), clock.grid_phase(starts + offset, cfg)
+    return jax.random.randint(key, (batch, 1), low, high + 1) + window.starts(cfg.train.dit_blocks, cfg)
 
 
 def motion_weight(x0: jax.Array, share: float) -> jax.Array:
@@ -64,71 +73,49 @@ def motion_weight(x0: jax.Array, share: float) -> jax.Array:
     return (1.0 - share) + share * motion / (motion.mean((2, 3), keepdims=True) + 1e-6)
 
 
-def dropped_signals(key: jax.Array, signals: dict[str, jax.Array], share: float) -> dict[str, jax.Array]:
-    """Signals [B, T, width] by name, some rows absent (NaN): of each, `share` of the windows, whatever the others do.
+def velocity_error(
+    p: dict, batch: windows.Batch, key: jax.Array, *, cfg: configs.TrainingConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Squared error of a window's velocity [B, blocks, F, h, w, C], its latents, and the levels of its blocks.
 
-    Half of those lack it wholly; in the others it ends or begins at some frame, as in a stream it may at any.
+    batch: from `latents.window_dataset`; cfg: from `windows.sized`.
     """
-
-    def drop(key: jax.Array, rows: jax.Array) -> jax.Array:
-        batch, frames = rows.shape[:2]
-        which, how, cut = (jax.random.uniform(part, (batch, 1, 1)) for part in jax.random.split(key, 3))
-        frame = jnp.arange(frames)[:, None] / frames
-        part = jnp.where(how < 0.75, frame >= cut, frame < cut) | (how < 0.5)
-        return jnp.where((which < share) & part, jnp.nan, rows)
-
-    return {name: drop(jax.random.fold_in(key, i), rows) for i, (name, rows) in enumerate(sorted(signals.items()))}
-
-
-def voice_of(
-    p: dict, batch: dict[str, Any], drop_key: jax.Array, gain_key: jax.Array, *, cfg: configs.TrainingConfig
-) -> audio.Voice:
-    """What drives a window: louder or quieter, `dit_drop_audio` of the sound silent, signals dropped by themselves."""
-    features = batch["features"].astype(jnp.float32)
-    gain = jax.random.uniform(gain_key, (len(features), 1, 1, 1), minval=-0.3, maxval=0.1)
-    dropped = jax.random.uniform(drop_key, (len(features), 1, 1, 1)) < cfg.train.dit_drop_audio
-    features = jnp.where(dropped, mel.SILENCE_VALUE, jnp.maximum(features + gain, mel.SILENCE_VALUE))
-    voice = audio.encode(p["audio"]["encoder"], features, context=cfg.stream.audio_context, cfg=cfg.dit)
-    rows = dropped_signals(jax.random.fold_in(drop_key, 1), batch["signals"], cfg.train.dit_drop_signal)
-    return signal.join(p, voice, rows, cfg=cfg.dit)
-
-
-def loss_fn(p: dict, batch: dict[str, Any], key: jax.Array, *, cfg: configs.TrainingConfig) -> tuple[jax.Array, dict]:
-    """Mean squared velocity error over blocks with noise in them (live_avatar.md section 7.1).
-
-    batch: latent [B, F, h, w, C], reference [B, 1, h, w, C], features [B, context + 4F, 1, W], signals [B, 4F, width].
-    """
-    level_key, noise_key, place_key, drop_key, gain_key = jax.random.split(key, 5)
-    x0 = batch["latent"].astype(jnp.float32)
-    length, blocks = cfg.stream.block_latents, cfg.train.dit_blocks
-    level = noise_levels(level_key, (len(x0), blocks), cfg.train)
-    sigma = jnp.repeat(level, length, 1)
+    level_key, noise_key, place_key, vary_key = jax.random.split(key, 4)
+    x0, reference = (batch[name].astype(jnp.float32) for name in ("latent", "reference"))
+    seen, levels = seen_whole(level_key, len(x0), cfg)
+    sigma = jnp.repeat(levels, cfg.stream.block_latents, 1)
     noise = jax.random.normal(noise_key, x0.shape)
-    phase, ahead = positions(place_key, len(x0), cfg)
-    reference = batch["reference"].astype(jnp.float32)
-    tokens = condition.embed_reference(p, reference, cfg.dit)
-    held = dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
-    per_frame = cfg.tokens_per_frame
-    v = dit.apply(
+    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg.train)
+    v = window.velocity(
         p,
         flow.add_noise(x0, noise, sigma[..., None, None, None]),
         sigma,
-        held,
-        phase=phase,
-        reference_phases=ahead,
-        mask=mask.with_reference(blocks, cfg.stream.window_blocks, length * per_frame, per_frame),
-        voices=(voice_of(p, batch, drop_key, gain_key, cfg=cfg),),
-        cfg=cfg.dit,
+        reference,
+        tuple(rollout.voice_of(p, speaker, cfg=cfg) for speaker in speakers),
+        ahead=reference_ahead(place_key, len(x0), cfg),
+        seen=seen,
+        cfg=cfg,
     )
-    error = (motion_weight(x0, cfg.train.dit_motion) * jnp.square(v - flow.velocity(x0, noise))).mean((2, 3, 4))
-    counted = sigma > 0.0
+    shape = (*levels.shape, -1, *x0.shape[2:])
+    return jnp.square(v - flow.velocity(x0, noise)).reshape(shape), x0.reshape(shape), levels
+
+
+def loss_fn(p: dict, batch: windows.Batch, key: jax.Array, *, cfg: configs.TrainingConfig) -> tuple[jax.Array, dict]:
+    """Mean squared velocity error over blocks with noise in them (live_avatar.md section 7.1).
+
+    batch: from `latents.window_dataset`.
+    """
+    draw = tied.velocity_error if cfg.stream.knot else velocity_error
+    error, x0, levels = draw(p, batch, key, cfg=windows.sized(batch, cfg))
+    flat = x0.reshape(len(x0), -1, *x0.shape[3:])
+    error = (motion_weight(flat, cfg.train.dit_motion)[:, None] * error).mean((2, 3, 4, 5))
+    counted, high = levels > 0.0, levels > 0.8  # high: where only the sound and the portrait can tell what to draw
     loss = jnp.where(counted, error, 0.0).sum() / counted.sum()
-    high = sigma > 0.8  # where only the sound and the portrait can tell what to draw
     return loss, {"loss": loss, "loss_high": jnp.where(high, error, 0.0).sum() / high.sum().clip(1)}
 
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
-def step(state: optim.TrainState, batch: dict[str, Any], key: jax.Array, *, cfg: configs.TrainingConfig):
+def step(state: optim.TrainState, batch: windows.Batch, key: jax.Array, *, cfg: configs.TrainingConfig):
     """One training step. Returns the state and scalars."""
     (_, scalars), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.weights, batch, key, cfg=cfg)
     return optim.step(state, gradient, cfg=cfg.train.dit), scalars
@@ -137,11 +124,11 @@ def step(state: optim.TrainState, batch: dict[str, Any], key: jax.Array, *, cfg:
 def main() -> None:
     """Trains to the end and writes `dit.safetensors` from the averaged weights."""
     cfg, workdir = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
-    if cfg.stream.knot:
-        raise ValueError("config.stream.engine='knot': is not trained here yet; take a sink configuration")
     door.start_jax()
-    drawn = dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed)), cfg.dit)
-    state = optim.empty(drawn, cfg.train.dit)
+    drawn = spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed))
+    if FLAGS.init:
+        drawn = weight_files.into(drawn, pathlib.Path(FLAGS.init))
+    state = optim.empty(dit.lay_out(drawn, cfg.dit), cfg.train.dit)
     data = latents.window_dataset(
         pathlib.Path(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=cfg.train.dit.batch
     )

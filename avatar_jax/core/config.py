@@ -7,6 +7,8 @@ Dataclasses are hashable and treated as frozen after `check.validate`, so they a
 import dataclasses
 from typing import Any, NamedTuple
 
+from avatar_jax.core.effort import DistillConfig, OptimConfig
+
 
 @dataclasses.dataclass(unsafe_hash=True)
 class VideoConfig:
@@ -260,24 +262,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class OptimConfig:
-    """Muon on matrices and AdamW on the rest, warm-up and cosine decay, a moving average of the weights."""
-
-    batch: int
-    steps: int
-    rate: float  # of Muon's orthogonalised steps
-    vector_rate: float  # of AdamW, for vectors and small tables
-    warmup: int
-    beta2: float
-    decay: float
-    clip: float
-    ema: float
-    log_every: int
-    save_every: int
-    minutes: float  # stop training after this much wall time (0: never)
-
-
-@dataclasses.dataclass(unsafe_hash=True)
 class TrainConfig:
     """What each training stage needs beside the networks."""
 
@@ -295,6 +279,9 @@ class TrainConfig:
     dit_motion: float  # share of the loss that goes where the picture moves
     dit_reference_span: tuple[int, int]  # rope position of the reference relative to the window's first latent
     dit_drop_signal: float = 0.0  # share of windows that lack a signal, wholly or in part; each signal by itself
+    dit_whole: float = 0.0  # share of steps that see a window whole, at one noise level: they make the teacher
+    dit_beside: int = 0  # every so many batches hold pairs of pictures side by side, two speakers; 0: none
+    distill: DistillConfig | None = None
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -385,6 +372,11 @@ class TrainingConfig(Config):
 
     data: DataConfig
     train: TrainConfig
+
+    @property
+    def window_latents(self) -> int:
+        """Latent frames of a training window: its blocks, and the last one's knot."""
+        return self.train.dit_blocks * self.stream.block_latents + self.stream.drawn_latents - self.stream.block_latents
 
 
 def sized(cfg: PictureConfig, height: int, width: int) -> Any:

@@ -10,14 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import load, save
+from scipy.ndimage import maximum_filter1d
 
 from avatar_jax.core.config import TrainingConfig
 
 Record = dict[str, np.ndarray]
+Batch = dict[str, Any]
 SIGNAL = "signal."  # prefix of a signal's name in a record
+HUSHED = 0.5  # share of windows whose pauses become digital silence
+RESTED = 4  # video frames before and after, in which the mouth rests too
 
 
 def shard_path(folder: pathlib.Path, shard: int) -> pathlib.Path:
@@ -45,17 +50,38 @@ class _Window(grain.transforms.RandomMap):
     def random_map(self, element: bytes, rng: np.random.Generator) -> Mapping[str, Any]:
         cfg, record = self._cfg, load(element)
         latents, sound = record["latent"], record["features"]
-        length, blocks = cfg.stream.block_latents, cfg.train.dit_blocks
-        first = int(rng.integers((len(latents) - 1) // length - blocks + 1))
+        length = cfg.stream.block_latents
+        spare = len(latents) - 1 - cfg.window_latents
+        first = int(rng.integers(spare // length + 1))
         context = cfg.stream.audio_context
+        if rng.random() < HUSHED:
+            sound = np.where(pauses(record)[:, None], self._silence.astype(sound.dtype), sound)
         heard = np.concatenate([np.tile(self._silence, (context, 1)).astype(sound.dtype), sound])
-        start, frames = first * cfg.block_frames, blocks * cfg.block_frames
+        start, frames = first * cfg.block_frames, cfg.window_latents * cfg.vae.temporal_stride
         return {
-            "latent": latents[1 + first * length : 1 + (first + blocks) * length],
+            "latent": latents[1 + first * length :][: cfg.window_latents],
             "reference": latents[:1],
-            "features": heard[start : start + context + frames, None],
-            "signals": {s.name: record[SIGNAL + s.name][start : start + frames] for s in cfg.dit.signals},
+            "features": heard[None, start : start + context + frames, None],
+            "signals": {s.name: record[SIGNAL + s.name][None, start : start + frames] for s in cfg.dit.signals},
         }
+
+
+def pauses(record: Record) -> np.ndarray:
+    """Video frames in which a clip's mouth rests, and has rested and will rest a little, bool [T].
+
+    Nobody speaks there, whatever the recording's noise: the sound may as well be digital silence. Where nobody knows
+    the mouth there are none.
+    """
+    if SIGNAL + "mouth" not in record:
+        return np.zeros(len(record["features"]), bool)
+    return np.logical_not(maximum_filter1d(record[SIGNAL + "mouth"][:, 0] != 0.0, 2 * RESTED + 1))
+
+
+def beside(batch: Batch) -> Batch:
+    """Pairs of windows as one picture each, the second on the right, both speakers in it; B becomes B / 2."""
+    wide = {name: np.concatenate([batch[name][::2], batch[name][1::2]], 3) for name in ("latent", "reference")}
+    both = {name: batch[name] for name in ("features", "signals")}
+    return wide | jax.tree.map(lambda rows: np.concatenate([rows[::2], rows[1::2]], 1), both)
 
 
 def _check_signals(shard: str, cfg: TrainingConfig) -> None:
@@ -71,9 +97,10 @@ def _check_signals(shard: str, cfg: TrainingConfig) -> None:
 
 
 def window_dataset(folder: pathlib.Path, cfg: TrainingConfig, *, silence: np.ndarray, batch: int) -> grain.MapDataset:
-    """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, A, 1, W].
+    """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, S, A, 1, W].
 
-    Beside them "signals", each of `cfg.dit.signals` by name, [B, 4F, width].
+    With them "signals", each of `cfg.dit.signals` by name, [B, S, 4F, width]. S speakers: one, or where the
+    configuration wants pictures `beside` each other, two in some batches.
 
     Raises:
       ValueError: no shards in `folder`, or shards without those signals.
@@ -85,4 +112,6 @@ def window_dataset(folder: pathlib.Path, cfg: TrainingConfig, *, silence: np.nda
         _check_signals(shard, cfg)
     source: Any = grain.sources.ArrayRecordDataSource(shards)
     records = grain.MapDataset.source(source).seed(cfg.data.seed)
-    return records.shuffle().repeat().random_map(_Window(cfg, silence)).batch(batch)
+    windows = records.shuffle().repeat().random_map(_Window(cfg, silence)).batch(batch)
+    every = cfg.train.dit_beside
+    return windows.map_with_index(lambda i, given: given if (i + 1) % every else beside(given)) if every else windows

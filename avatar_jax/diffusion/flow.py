@@ -5,6 +5,7 @@
 (3)  x0      = x_sigma - sigma v
 (4)  S_s(u)  = s u / (1 + (s - 1) u)          the time shift
 (5)  x_next  = x + (sigma_next - sigma) v      one Euler step
+(6)  y       = u + g (c - u)                   classifier-free guidance, of velocities or of predictions
 (live_avatar.md section 5.1)
 """
 
@@ -45,3 +46,8 @@ def shift(u: Any, s: float) -> Any:
 def euler(x: Array, v: Array, sigma: Like, sigma_next: Like) -> Array:
     """Equation (5), in float32."""
     return x.astype(jnp.float32) + jnp.subtract(sigma_next, sigma) * v.astype(jnp.float32)
+
+
+def guided(conditional: Array, unconditional: Array, scale: Like) -> Array:
+    """Equation (6)."""
+    return unconditional + scale * (conditional - unconditional)

@@ -22,19 +22,38 @@ def save(path: pathlib.Path, weights: Mapping[str, Any], *, dtype: str = "float3
     os.replace(partial, path)
 
 
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}; train them or pass another --checkpoint")
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own Rust type
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+
+
 def load(path: pathlib.Path, spec: specs.Spec) -> dict[str, Any]:
     """Reads weights, checks them against `spec` and casts each to its leaf's dtype.
 
     Raises:
       ValueError: the file is missing, unreadable, or does not fit the spec (counts and first gaps named).
     """
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}; train them or pass another --checkpoint")
-    try:
-        flat = load_file(path)
-    except Exception as error:  # safetensors raises its own Rust type
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    flat = _read(path)
     weights = tree.unflatten(flat)
     specs.check(spec, weights)
     leaves = tree.flatten(spec)
     return tree.unflatten({name: jnp.asarray(value, leaves[name].dtype) for name, value in flat.items()})
+
+
+def into(weights: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """`weights` with every leaf that the file has in the file's place: a larger network starts from a smaller one.
+
+    Raises:
+      ValueError: the file is missing, unreadable, or has a leaf that `weights` has not, or has in another shape.
+    """
+    flat, found = tree.flatten(weights), _read(path)
+    for name, value in found.items():
+        wanted = flat[name].shape if name in flat else "no such weight"
+        if wanted != value.shape:
+            raise ValueError(f"{path}: {name} is {value.shape}, the configuration has {wanted}")
+        flat[name] = jnp.asarray(value, flat[name].dtype)
+    return tree.unflatten(flat)

@@ -245,7 +245,7 @@ def apply(
     *,
     phase: Phase,
     reference_phases: Phase = NOWHERE,
-    mask: np.ndarray,
+    mask: np.ndarray | jax.Array,
     voices: tuple[audio.Voice, ...] = (),
     cross: Any = None,
     given: condition.Given | None = None,

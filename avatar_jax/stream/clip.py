@@ -51,7 +51,7 @@ def velocity(p: dict, x: jax.Array, level: jax.Array, prompts: tuple[Any, ...], 
     phase = clock.grid_phase(np.arange(frames), cfg)
     sigma = jnp.broadcast_to(level, (len(x), frames))
     asked, *negative = (dit.apply_joint(p, x, sigma, phase=phase, cross=cross, cfg=cfg.dit) for cross in prompts)
-    return negative[0] + cfg.sample.guidance * (asked - negative[0]) if negative else asked
+    return flow.guided(asked, negative[0], cfg.sample.guidance) if negative else asked
 
 
 @functools.lru_cache(maxsize=2)

@@ -9,6 +9,9 @@ With s the exit step, drawn once for a rollout, and G the prediction of x0, ever
 and the keys and values of (2), noisy as they are and without gradient, are the history of the next blocks. That is the
 history corruption of the paper: training sees the noise level at which a stream of "timestep" history keeps its past.
 
+A rollout may start from data: block 0 then enters (2) as real latents noised to the level of s, so that its history has
+the motion of real video and not what the generator makes of it (against motion collapse).
+
 Because nothing but the weights joins the blocks' gradients, they can be had one after the other (Algorithm 2):
 `generate` keeps only x and the history, and its backward pass runs (2) once more for each block. `generate_whole` lets
 autodiff keep everything, and is what `generate` must equal.
@@ -24,10 +27,9 @@ import jax.numpy as jnp
 from avatar_jax.core.config import Config
 from avatar_jax.diffusion import flow
 from avatar_jax.models import dit
-from avatar_jax.models.level import read_level, sinusoids
 from avatar_jax.nn import kv
 from avatar_jax.stream import rollout
-from avatar_jax.stream.state import BlockInput, Flight
+from avatar_jax.stream.state import BlockInput
 
 
 class Task(NamedTuple):
@@ -38,6 +40,8 @@ class Task(NamedTuple):
     cross: Any  # the prompt, or None
     exit_step: jax.Array  # int32 []
     key: jax.Array  # of the noise between steps
+    anchor: jax.Array | None = None  # real latents of block 0, [B, F, h, w, C]: starts of the rollouts that have one
+    anchored: jax.Array | None = None  # bool [B], which have
 
 
 class Kept(NamedTuple):
@@ -47,16 +51,6 @@ class Kept(NamedTuple):
     history: Any  # keys and values it left, one pair a layer
 
 
-def _predict(
-    p: dict, memory: Any, flight: Flight, number: jax.Array, heard: dit.Heard, cross: Any, cfg: Config
-) -> tuple[Any, jax.Array]:
-    """G at a step: the memory with the block in it, and x0 in float32."""
-    table = rollout.levels(cfg.stream)
-    at = read_level(p, sinusoids(table[:-1], cfg=cfg.dit)[number], cfg=cfg.dit)
-    memory, v = rollout.call(p, memory, flight, at, number, heard, cross, cfg=cfg)
-    return memory, flow.clean(flight.latent.astype(jnp.float32), v, jnp.asarray(table)[number])
-
-
 def approach(p: dict, memory: Any, block: BlockInput, task: Task, key: jax.Array, *, cfg: Config) -> jax.Array:
     """Equation (1): from a block's noise to what its exit step sees."""
     flight, table = rollout.enter(p, block, cfg=cfg), jnp.asarray(rollout.levels(cfg.stream))
@@ -64,18 +58,28 @@ def approach(p: dict, memory: Any, block: BlockInput, task: Task, key: jax.Array
 
     def step(number: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         memory, x = carry
-        memory, x0 = _predict(p, memory, dataclasses.replace(flight, latent=x), number, heard, task.cross, cfg)
+        at = dataclasses.replace(flight, latent=x)
+        memory, x0 = rollout.predict(p, memory, at, number, heard, task.cross, cfg=cfg)
         noise = jax.random.normal(jax.random.fold_in(key, number), x.shape)
         return memory, flow.add_noise(x0, noise, table[number + 1]).astype(x.dtype)
 
     return jax.lax.fori_loop(0, task.exit_step, step, (memory, flight.latent))[1]
 
 
+def anchor(x: jax.Array, number: jax.Array, block: BlockInput, task: Task, cfg: Config) -> jax.Array:
+    """What the exit step sees of block 0 where a rollout starts from data: real latents, noised to its level."""
+    if task.anchor is None or task.anchored is None:
+        return x
+    level = jnp.asarray(rollout.levels(cfg.stream))[task.exit_step]
+    real = flow.add_noise(task.anchor, block.noise, level).astype(x.dtype)
+    return jnp.where((task.anchored & (number == 0))[:, None, None, None, None], real, x)
+
+
 def leave(p: dict, memory: Any, block: BlockInput, x: jax.Array, task: Task, *, cfg: Config) -> tuple[Any, jax.Array]:
     """Equation (2) from x on: the memory with the block's keys at this level, and X_i [B, F, h, w, C], float32."""
     flight = dataclasses.replace(rollout.enter(p, block, cfg=cfg), latent=x)
     heard = dit.hear(p, flight.voices, cfg=cfg.dit)
-    return _predict(p, memory, flight, task.exit_step, heard, task.cross, cfg)
+    return rollout.predict(p, memory, flight, task.exit_step, heard, task.cross, cfg=cfg)
 
 
 def _slot(number: jax.Array, cfg: Config) -> jax.Array:
@@ -85,7 +89,9 @@ def _slot(number: jax.Array, cfg: Config) -> jax.Array:
 def _draw(p: dict, memory: Any, number: jax.Array, block: BlockInput, task: Task, cfg: Config) -> tuple[Any, Any]:
     """One block, its gradient through the exit step alone: the memory, and (X_i, what is kept of it)."""
     still = jax.lax.stop_gradient
-    x = still(approach(still(p), memory, block, task, jax.random.fold_in(task.key, number), cfg=cfg))
+    key = jax.random.fold_in(task.key, number)
+    x = still(approach(still(p), memory, block, task, key, cfg=cfg))
+    x = anchor(x, number, block, task, cfg)
     memory, drawn = leave(p, still(memory), block, x, task, cfg=cfg)
     memory = still(memory)
     take = functools.partial(

@@ -60,24 +60,6 @@ def _wide(flags: jax.Array) -> jax.Array:
     return flags[..., None, None, None]
 
 
-def predict(
-    p: dict,
-    memory: Any,
-    flight: Flight,
-    number: int,
-    heard: dit.Heard,
-    cross: Any,
-    *,
-    band: bands.Axes = None,
-    cfg: Config,
-) -> tuple[Any, jax.Array]:
-    """G of equation (1): the memory with the block at step `number` in it, and x0, float32."""
-    level = rollout.levels(cfg.stream)[number]
-    at = dit.level(p, level, cfg=cfg.dit)
-    memory, v = rollout.call(p, memory, flight, at, number, heard, cross, band=band, cfg=cfg)
-    return memory, flow.clean(flight.latent.astype(jnp.float32), v, level)
-
-
 def fuse(tied: Tied, x0: jax.Array, place: Place) -> jax.Array:
     """Equation (2) over all latents of a block [B, F, h, w, C]; block 0 has nothing to fuse with."""
     k = tied.knot.shape[1]
@@ -134,10 +116,10 @@ def denoise(
     flight, noises = enter(p, tied, block, cfg=cfg)
     heard, dtype, levels = dit.hear(p, flight.voices, cfg=cfg.dit), cfg.dit.compute_dtype, rollout.levels(cfg.stream)
     for number in range(last):
-        memory, x0 = predict(p, memory, flight, number, heard, cross, band=band, cfg=cfg)
+        memory, x0 = rollout.predict(p, memory, flight, number, heard, cross, band=band, cfg=cfg)
         x = flow.add_noise(x0, noises[number + 1], levels[number + 1])
         flight = dataclasses.replace(flight, latent=x.astype(dtype))
-    memory, x0 = predict(p, memory, flight, last, heard, cross, band=band, cfg=cfg)
+    memory, x0 = rollout.predict(p, memory, flight, last, heard, cross, band=band, cfg=cfg)
     drawn = fuse(tied, x0, flight.place).astype(dtype)
     finished = shown(flight, drawn[:, :own], cfg=cfg)
     memory = remember(p, memory, finished, cross, band=band, cfg=cfg)

@@ -148,6 +148,22 @@ def call(
     )
 
 
+def at_step(
+    p: dict,
+    memory: Any,
+    flight: Flight,
+    number: int | jax.Array,
+    heard: dit.Heard,
+    cross: Any,
+    *,
+    band: bands.Axes = None,
+    cfg: Config,
+) -> tuple[Any, jax.Array]:
+    """`call` of a block at the noise level of denoising step `number`."""
+    at = read_level(p, sinusoids(levels(cfg.stream)[:-1], cfg=cfg.dit)[number], cfg=cfg.dit)
+    return call(p, memory, flight, at, number, heard, cross, band=band, cfg=cfg)
+
+
 def step(
     p: dict,
     memory: Any,
@@ -159,13 +175,27 @@ def step(
     band: bands.Axes = None,
     cfg: Config,
 ) -> tuple[Any, Flight]:
-    """One denoising step of a block (section 11.5): `call`, then the Euler step to the next level."""
-    table = levels(cfg.stream)
-    at = read_level(p, sinusoids(table[:-1], cfg=cfg.dit)[number], cfg=cfg.dit)
-    memory, v = call(p, memory, flight, at, number, heard, cross, band=band, cfg=cfg)
-    level, below = (jnp.asarray(side)[number] for side in (table[:-1], table[1:]))
+    """One denoising step of a block (section 11.5): the velocity, then the Euler step to the next level."""
+    memory, v = at_step(p, memory, flight, number, heard, cross, band=band, cfg=cfg)
+    level, below = (jnp.asarray(side)[number] for side in (levels(cfg.stream)[:-1], levels(cfg.stream)[1:]))
     x = flow.euler(flight.latent, v, level, below).astype(flight.latent.dtype)
     return memory, dataclasses.replace(flight, latent=x)
+
+
+def predict(
+    p: dict,
+    memory: Any,
+    flight: Flight,
+    number: int | jax.Array,
+    heard: dit.Heard,
+    cross: Any,
+    *,
+    band: bands.Axes = None,
+    cfg: Config,
+) -> tuple[Any, jax.Array]:
+    """G of a denoising step: the memory with the block at this level in it, and the x0 that is predicted, float32."""
+    memory, v = at_step(p, memory, flight, number, heard, cross, band=band, cfg=cfg)
+    return memory, flow.clean(flight.latent.astype(jnp.float32), v, jnp.asarray(levels(cfg.stream))[number])
 
 
 def advance(
@@ -188,9 +218,9 @@ def advance(
     return tuple(new), flight
 
 
-def draw(
-    p: dict, caches: tuple[Any, ...], flight: Flight, cross: Any = None, *, band: bands.Axes = None, cfg: Config
-) -> tuple[tuple[Any, ...], Flight]:
+def denoise(
+    p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, band: bands.Axes = None, cfg: Config
+) -> tuple[tuple[Any, ...], jax.Array]:
     """Draws one block: noise to latents through `cfg.stream.steps` Euler steps.
 
     With "timestep" history step k reads and writes memory k, whose keys are all at step k's noise level; else the
@@ -198,8 +228,9 @@ def draw(
     or with the block's own noise again up to `history_level` (section 7.2).
 
     Returns:
-      the memories with this block committed, and the block at its end.
+      the memories with this block committed, and its latents [B, F, h, w, C].
     """
+    flight = enter(p, block, cfg=cfg)
     heard, steps, noise = dit.hear(p, flight.voices, cfg=cfg.dit), cfg.stream.steps, flight.latent
     memories, flight = advance(p, caches, flight, 0, steps, heard, cross, band=band, cfg=cfg)
     if cfg.stream.history != "timestep":
@@ -207,14 +238,6 @@ def draw(
         past = flow.add_noise(flight.latent, noise, level).astype(noise.dtype) if level else flight.latent
         known, at = dataclasses.replace(flight, latent=past), dit.level(p, level, cfg=cfg.dit)
         memories = (call(p, memories[0], known, at, steps, heard, cross, band=band, cfg=cfg)[0],)
-    return memories, flight
-
-
-def denoise(
-    p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, band: bands.Axes = None, cfg: Config
-) -> tuple[tuple[Any, ...], jax.Array]:
-    """`draw` of a block that enters: its memories, and its latents [B, F, h, w, C]."""
-    memories, flight = draw(p, caches, enter(p, block, cfg=cfg), cross, band=band, cfg=cfg)
     return memories, flight.latent
 
 

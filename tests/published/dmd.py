@@ -74,7 +74,7 @@ def _generator_loss(given: Setting, p: dict, *, leaky: bool) -> tuple[jax.Array,
     noisy = jax.lax.stop_gradient(noisy_at(x, noise, t, params["generator_scheduler_shift"]))
     real = {text: given.score(given.real, noisy, t, text) for text in ("context", "context_neg")}
     fake = given.score(given.fake, noisy, t, "context")
-    guided = dmd.guided(real["context"], real["context_neg"], params["real_guidance_scale"])
+    guided = flow.guided(real["context"], real["context_neg"], params["real_guidance_scale"] + 1.0)
     gradient = jax.lax.stop_gradient(dmd.direction(x, guided, fake))
     loss = dmd.generator_loss(x, gradient)
     return loss, {
@@ -142,7 +142,7 @@ def _masked(case: Case, given: Setting) -> dict[str, float]:
     scored = {}
     for name, p in (("real", given.real), ("fake", given.fake)):
         seen, unseen = (given.score(p, noisy, t, text) for text in ("context", "context_neg"))
-        scored[name] = dmd.guided(seen, unseen, scales[name])
+        scored[name] = flow.guided(seen, unseen, scales[name] + 1.0)
     gradient = dmd.direction(x, scored["real"], scored["fake"])
     selected = (jnp.arange(x.shape[1]) >= params["nf"])[None, :, None, None, None]
     loss, slope = jax.value_and_grad(dmd.generator_loss)(x, gradient, selected)

@@ -137,7 +137,7 @@ def test_the_history_of_other_lengths(monkeypatch, c: int, window: int, k: int):
 
 def fusion(monkeypatch: pytest.MonkeyPatch, c: int, window: int, k: int) -> float:
     """How far any border latent of three chunks, shown or remembered, is from the mean of its two predictions."""
-    cfg, predictions, remembered, plain = small(c, window, k), [], [], knot.predict
+    cfg, predictions, remembered, plain = small(c, window, k), [], [], rollout.predict
 
     def predict(*args, **how):
         memory, x0 = plain(*args, **how)
@@ -149,7 +149,7 @@ def fusion(monkeypatch: pytest.MonkeyPatch, c: int, window: int, k: int) -> floa
             remembered.append(np.asarray(flight.latent))
         return memory, 0.1 * flight.latent
 
-    monkeypatch.setattr(knot, "predict", predict)
+    monkeypatch.setattr(rollout, "predict", predict)
     monkeypatch.setattr(rollout, "call", call)
     drawn = stream(cfg, 3, compiled=False)
     assert len(predictions) == 3 * STEPS

@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import grain
@@ -16,10 +13,14 @@ import pytest
 from avatar_jax.core import spec
 from avatar_jax.core.check import validate
 from avatar_jax.core.config import Signal, TrainingConfig
+from avatar_jax.data import latents
 from avatar_jax.models import dit, vae
+from configs import tiny_knot
 from configs.tiny import get_config
-from train import loop, optim, pretrain
+from train import loop, optim, pretrain, windows
 from train import vae as train_vae
+
+LEARN = jax.jit(jax.value_and_grad(pretrain.loss_fn, has_aux=True), static_argnames="cfg")
 
 
 def small(steps: int = 6) -> TrainingConfig:
@@ -51,12 +52,12 @@ def vae_state(cfg: TrainingConfig) -> optim.TrainState:
 
 def window(cfg: TrainingConfig) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(0), 3)
-    frames, context = cfg.train.dit_blocks * cfg.stream.block_latents, cfg.stream.audio_context
+    frames, context = cfg.window_latents, cfg.stream.audio_context
     return {
         "latent": jax.random.normal(keys[0], (2, frames, 4, 4, 16)),
         "reference": jax.random.normal(keys[1], (2, 1, 4, 4, 16)),
-        "features": jax.random.normal(keys[2], (2, context + 4 * frames, 1, cfg.dit.audio_width)),
-        "signals": {s.name: jax.random.normal(keys[1], (2, 4 * frames, s.width)) for s in cfg.dit.signals},
+        "features": jax.random.normal(keys[2], (2, 1, context + 4 * frames, 1, cfg.dit.audio_width)),
+        "signals": {s.name: jax.random.normal(keys[1], (2, 1, 4 * frames, s.width)) for s in cfg.dit.signals},
     }
 
 
@@ -98,7 +99,7 @@ def test_pretraining_overfits_one_window():
 def test_signals_are_dropped_each_by_itself():
     """`share` of the windows lack a signal, half of those wholly, the others in one run of frames at either end."""
     rows = {name: jnp.ones((4000, 24, 2)) for name in ("head", "gaze")}
-    dropped = {name: np.isnan(left) for name, left in pretrain.dropped_signals(jax.random.key(0), rows, 0.4).items()}
+    dropped = {name: np.isnan(left) for name, left in windows.dropped_signals(jax.random.key(0), rows, 0.4).items()}
     for gone in dropped.values():
         assert (gone[..., 0] == gone[..., 1]).all()
         assert gone.any((1, 2)).mean() == pytest.approx(0.4, abs=0.03)
@@ -174,8 +175,15 @@ def test_a_poisoned_gradient_is_skipped():
     jax.tree.map(np.testing.assert_array_equal, state.weights, kept)
 
 
-def test_the_knot_engine_is_not_trained_yet(tmp_path: pathlib.Path):
-    """Said in one line, before anything starts."""
-    command = [sys.executable, "-m", "train.pretrain", "--config=configs/tiny_knot.py", f"--workdir={tmp_path}"]
-    done = subprocess.run([*command, f"--latents={tmp_path}"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("config.stream.engine='knot': is not trained here yet")
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_knot_engine_learns_from_tied_windows(beside: bool):
+    """A network whose output layer is zero says v = 0: the loss is that of data and noise, and every weight hears."""
+    cfg = small()
+    knot = tiny_knot.get_config()
+    cfg = dataclasses.replace(cfg, stream=knot.stream, dit=dataclasses.replace(cfg.dit, condition_channels=20))
+    batch = window(validate(cfg))
+    given = latents.beside(jax.tree.map(np.asarray, batch)) if beside else batch
+    p = dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(0)), cfg.dit)
+    loss, gradient = LEARN(p, given, jax.random.key(1), cfg=cfg)
+    assert float(loss[0]) == pytest.approx(2.0, abs=0.3)  # noise and data of variance 1 each
+    assert float(jnp.abs(gradient["head"]["out"]["w"]).max()) > 0.0

@@ -1,0 +1,36 @@
+"""How a network is trained: the settings of an optimiser, and of a second stage."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class OptimConfig:
+    """Muon on matrices and AdamW on the rest, warm-up and cosine decay, a moving average of the weights."""
+
+    batch: int
+    steps: int
+    rate: float  # of Muon's orthogonalised steps
+    vector_rate: float  # of AdamW, for vectors and small tables
+    warmup: int
+    beta2: float
+    decay: float
+    clip: float
+    ema: float
+    log_every: int
+    save_every: int
+    minutes: float  # stop training after this much wall time (0: never)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class DistillConfig:
+    """Stage two: a few-step student of a teacher (live_avatar.md section 7.2 and 7.3)."""
+
+    student: OptimConfig
+    fake: OptimConfig
+    rank: int  # of the adapters that student and fake score are on the teacher's weights; 0: all weights move
+    alpha: float  # their scale is alpha / rank
+    every: int  # the student moves once in so many steps, the fake score in each
+    blocks: int  # of a rollout
+    guidance: float  # of the teacher, u + g (c - u)
+    shift: float  # of the levels at which the two scores compare
+    anchored: float  # share of rollouts whose first block starts from data: keeps the motion alive

@@ -1,0 +1,211 @@
+"""Stage two: a student of few steps, taught on its own streams by matching its distribution to the teacher's.
+
+    python -m train.distill --config=configs/tiny.py --latents=runs/tiny/latents \\
+        --teacher=runs/tiny/pretrain/dit.safetensors --workdir=runs/tiny/distill
+
+The student streams (`stream/forcing.py`); what it drew is noised and given to two networks that see it whole: the
+teacher, guided, and the fake score, which learns what the student draws. Their difference moves the student
+(`diffusion/dmd.py`). One base, the teacher's weights, carries all three networks: student and fake score are adapters
+on it, or, with `rank` 0, weights of their own that start as its copies (live_avatar.md sections 7.2 and 7.3).
+"""
+
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from avatar_jax.core import check, lora, spec
+from avatar_jax.core import config as configs
+from avatar_jax.data import latents
+from avatar_jax.diffusion import dmd, flow
+from avatar_jax.io import weights as weight_files
+from avatar_jax.models import dit, mel
+from avatar_jax.stream import clock, forcing, rollout, window
+from avatar_jax.stream.state import BlockInput, Scene
+from infer import door
+from train import loop, optim, windows
+
+FLAGS = flags.FLAGS
+LOWEST, HIGHEST = 0.02, 0.98  # levels at which the two scores are compared (section 7.3)
+
+
+def define() -> None:
+    """The flags."""
+    door.define_config("configs/tiny.py")
+    flags.DEFINE_string("latents", "runs/tiny/latents", "Folder that train.latents wrote.")
+    flags.DEFINE_string("teacher", "runs/tiny/pretrain/dit.safetensors", "Weights that stage one wrote.")
+    flags.DEFINE_string("workdir", "runs/tiny/distill", "Where checkpoints, metrics and weights go.")
+
+
+@flax.struct.dataclass
+class DistillState:
+    """Both networks that move. `step` int32 [] counts the fake score's updates."""
+
+    step: jax.Array
+    student: optim.TrainState
+    fake: optim.TrainState
+
+
+class Drawn(NamedTuple):
+    """What a student drew, and from what."""
+
+    x: jax.Array  # [B, F, h, w, C], float32
+    reference: jax.Array  # [B, 1, h, w, C]
+    speakers: windows.Speakers
+
+
+def rates(cfg: configs.TrainingConfig) -> configs.DistillConfig:
+    """The settings of stage two.
+
+    Raises:
+      ValueError: the configuration has none.
+    """
+    if cfg.train.distill is None:
+        raise ValueError("config.train.distill=None: this configuration has no second stage; see configs/tiny.py")
+    return cfg.train.distill
+
+
+def network(base: dict, moved: dict, cfg: configs.TrainingConfig) -> dict:
+    """One of the three networks, laid out to run: `moved` grafted on the base or in its place, both stacked."""
+    settings = rates(cfg)
+    weights = lora.graft(base, moved, scale=settings.alpha / settings.rank) if settings.rank else moved
+    return dit.lay_out(weights, cfg.dit)
+
+
+def begin(base: dict, cfg: configs.TrainingConfig) -> DistillState:
+    """Student and fake score as the teacher left them."""
+    settings, key = rates(cfg), jax.random.key(cfg.data.seed)
+    moved = spec.init(lora.spec(dit.spec(cfg.dit), settings.rank), key) if settings.rank else base
+    student, fake = (optim.empty(jax.tree.map(jnp.copy, moved), each) for each in (settings.student, settings.fake))
+    return DistillState(jnp.zeros((), jnp.int32), student, fake)
+
+
+def task_of(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> tuple[forcing.Task, Any]:
+    """A rollout's input from a batch, and its speakers: sound, signals and portraits of data, noise of the key.
+
+    p: the student's weights; cfg: from `windows.sized`.
+    """
+    settings, stream = rates(cfg), cfg.stream
+    noise_key, exit_key, anchor_key, vary_key, rest = jax.random.split(key, 5)
+    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg.train)
+    size = len(batch["latent"])
+    shape = (settings.blocks, size, stream.block_latents, *cfg.latent_size, cfg.vae.latent_channels)
+    noise = jax.random.normal(noise_key, shape)
+    blocks = [
+        BlockInput(
+            windows.cut(speakers, number * cfg.block_frames, cfg.block_frames, cfg),
+            noise[number],
+            clock.place(number, cfg),
+        )
+        for number in range(settings.blocks)
+    ]
+    reference = batch["reference"].astype(jnp.float32)
+    (memory,) = rollout.begin(p, rollout.prefill(p, Scene(reference, reference), cfg=cfg), 1, cfg=cfg)
+    task = forcing.Task(
+        memory,
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks),
+        None,
+        jax.random.randint(exit_key, (), 0, stream.steps),
+        rest,
+        batch["latent"][:, : stream.block_latents].astype(jnp.float32),
+        jax.random.uniform(anchor_key, (size,)) < settings.anchored,
+    )
+    return jax.lax.stop_gradient(task), speakers
+
+
+def stream(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> Drawn:
+    """What the student streams from a batch; its gradient goes block by block."""
+    task, speakers = task_of(p, batch, key, cfg)
+    x = jnp.moveaxis(forcing.generate(p, task, cfg=cfg), 0, 1)
+    x = x.reshape(len(x), -1, *x.shape[3:])
+    return Drawn(x, batch["reference"].astype(jnp.float32), speakers)
+
+
+def noised(key: jax.Array, x: jax.Array, shift: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Samples at a level each, the noise that is in them, and the levels [B] (section 7.3)."""
+    level_key, noise_key = jax.random.split(key)
+    level = jnp.clip(flow.shift(jax.random.uniform(level_key, x.shape[:1]), shift), LOWEST, HIGHEST)
+    noise = jax.random.normal(noise_key, x.shape)
+    return flow.add_noise(x, noise, _wide(level)), noise, level
+
+
+def _wide(level: jax.Array) -> jax.Array:
+    return level[:, None, None, None, None]
+
+
+def score(p: dict, x: jax.Array, level: jax.Array, reference: jax.Array, speakers: Any, cfg: Any) -> jax.Array:
+    """A score network's velocity of noised samples, seen whole."""
+    voices = tuple(rollout.voice_of(p, speaker, cfg=cfg) for speaker in speakers)
+    return window.teacher(p, x, level, reference, voices, cfg=cfg)
+
+
+def pull(base: dict, fake: dict, drawn: Drawn, key: jax.Array, cfg: configs.TrainingConfig) -> jax.Array:
+    """Where the student's samples should go, dmd equation (1): both scores on the same noised samples."""
+    settings = rates(cfg)
+    x, _, level = noised(key, drawn.x, settings.shift)
+
+    def predict(p: dict, speakers: windows.Speakers) -> jax.Array:
+        return flow.clean(x, score(p, x, level, drawn.reference, speakers, cfg), _wide(level))
+
+    heard, nothing = (predict(base, who) for who in (drawn.speakers, windows.without(drawn.speakers)))
+    real = flow.guided(heard, nothing, settings.guidance)
+    return dmd.direction(drawn.x, real, predict(fake, drawn.speakers))
+
+
+@functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
+def step(state: DistillState, batch: windows.Batch, key: jax.Array, base: dict, *, cfg: configs.TrainingConfig):
+    """One update of the fake score, and in one of `every` steps first one of the student on the same streams.
+
+    base: the teacher's weights, stacked. Returns the state and scalars.
+    """
+    cfg, settings = windows.sized(batch, cfg), rates(cfg)
+    stream_key, pull_key, fake_key = jax.random.split(key, 3)
+    teacher, fake = dit.lay_out(base, cfg.dit), network(base, state.fake.weights, cfg)
+
+    def student_loss(moved: dict) -> tuple[jax.Array, Drawn]:
+        drawn = stream(network(base, moved, cfg), batch, stream_key, cfg)
+        still = jax.lax.stop_gradient(drawn)
+        return dmd.generator_loss(drawn.x, pull(teacher, fake, still, pull_key, cfg)), still
+
+    def move(student: optim.TrainState) -> tuple[optim.TrainState, Drawn, jax.Array]:
+        (loss, drawn), gradient = jax.value_and_grad(student_loss, has_aux=True)(student.weights)
+        return optim.step(student, gradient, cfg=settings.student), drawn, loss
+
+    def wait(student: optim.TrainState) -> tuple[optim.TrainState, Drawn, jax.Array]:
+        return student, stream(network(base, student.weights, cfg), batch, stream_key, cfg), jnp.float32(jnp.nan)
+
+    student, drawn, loss = jax.lax.cond(state.step % settings.every == 0, move, wait, state.student)
+    x, noise, level = noised(fake_key, drawn.x, settings.shift)
+
+    def fake_loss(moved: dict) -> jax.Array:
+        p = network(base, moved, cfg)
+        return dmd.fake_loss(score(p, x, level, drawn.reference, drawn.speakers, cfg), drawn.x, noise)
+
+    lost, gradient = jax.value_and_grad(fake_loss)(state.fake.weights)
+    scalars = {"student": loss, "fake": lost, "motion": jnp.abs(jnp.diff(drawn.x, axis=1)).mean()}
+    return DistillState(state.step + 1, student, optim.step(state.fake, gradient, cfg=settings.fake)), scalars
+
+
+def main() -> None:
+    """Trains to the end and writes `dit.safetensors`, the student's averaged weights with its adapters merged."""
+    cfg, workdir = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
+    settings = rates(cfg)
+    base = weight_files.load(pathlib.Path(FLAGS.teacher), dit.spec(cfg.dit))
+    door.start_jax()
+    data = latents.window_dataset(
+        pathlib.Path(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=settings.student.batch
+    )
+    run = loop.Run(cfg, settings.fake, workdir)
+    batches = loop.batches(data, threads=cfg.data.workers, prefetch=8)
+    state = run.fit(begin(base, cfg), batches, functools.partial(step, base=base, cfg=cfg))
+    moved = state.student.average
+    done = lora.merge(base, moved, scale=settings.alpha / settings.rank) if settings.rank else moved
+    weight_files.save(workdir / "dit.safetensors", done, dtype="float16")
+
+
+if __name__ == "__main__":
+    door.run(main, define)

@@ -1,0 +1,102 @@
+"""Batches of training windows as the transformer takes them: who speaks, how loud, and what they are left without."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from avatar_jax.core import config as configs
+from avatar_jax.models import mel
+from avatar_jax.stream.state import Speaker
+
+Batch = dict[str, Any]
+Speakers = tuple[Speaker, ...]
+NOTHING = (
+    0.0  # what features are where the sound is dropped, as published (live_avatar.md section 16); no silence is it
+)
+
+
+def sized(batch: Batch, cfg: configs.TrainingConfig) -> configs.TrainingConfig:
+    """The run with pictures of the batch's size: two side by side are twice as wide."""
+    rows, columns = batch["latent"].shape[2:4]
+    return configs.sized(cfg, rows * cfg.vae.spatial_stride, columns * cfg.vae.spatial_stride)
+
+
+def part(speaker: int, count: int, batch: int, cfg: configs.Config) -> jax.Array | None:
+    """Tokens that one of `count` speakers side by side drives, [B, 1, f]; None for one who has the picture alone."""
+    if count == 1:
+        return None
+    rows, columns = cfg.grid
+    mine = jnp.arange(columns) * count // columns == speaker
+    return jnp.broadcast_to(mine.astype(jnp.float32), (batch, 1, rows, columns)).reshape(batch, 1, -1)
+
+
+def speakers_of(batch: Batch, cfg: configs.Config) -> Speakers:
+    """Everyone who speaks in a batch, each in a part of the picture; cfg: from `sized`."""
+    features = batch["features"].astype(jnp.float32)
+    count = features.shape[1]
+    return tuple(
+        Speaker(
+            features[:, number],
+            {name: rows[:, number] for name, rows in batch["signals"].items()},
+            part(number, count, len(features), cfg),
+        )
+        for number in range(count)
+    )
+
+
+def without(speakers: Speakers) -> Speakers:
+    """The same speakers with nothing to say: what guidance leads away from."""
+
+    def empty(speaker: Speaker) -> Speaker:
+        absent = jax.tree.map(lambda rows: jnp.full_like(rows, jnp.nan), speaker.signals)
+        return dataclasses.replace(speaker, features=jnp.full_like(speaker.features, NOTHING), signals=absent)
+
+    return tuple(map(empty, speakers))
+
+
+def cut(speakers: Speakers, first: int, frames: int, cfg: configs.Config) -> Speakers:
+    """What the speakers say in `frames` video frames from `first` on, with the left context."""
+
+    def piece(speaker: Speaker) -> Speaker:
+        return dataclasses.replace(
+            speaker,
+            features=speaker.features[:, first : first + cfg.stream.audio_context + frames],
+            signals={name: rows[:, first : first + frames] for name, rows in speaker.signals.items()},
+        )
+
+    return tuple(map(piece, speakers))
+
+
+def dropped_signals(key: jax.Array, signals: dict[str, jax.Array], share: float) -> dict[str, jax.Array]:
+    """Signals [B, T, width] by name, some rows absent (NaN): of each, `share` of the windows, whatever the others do.
+
+    Half of those lack it wholly; in the others it ends or begins at some frame, as in a stream it may at any.
+    """
+
+    def drop(key: jax.Array, rows: jax.Array) -> jax.Array:
+        batch, frames = rows.shape[:2]
+        which, how, cut = (jax.random.uniform(part, (batch, 1, 1)) for part in jax.random.split(key, 3))
+        frame = jnp.arange(frames)[:, None] / frames
+        part = jnp.where(how < 0.75, frame >= cut, frame < cut) | (how < 0.5)
+        return jnp.where((which < share) & part, jnp.nan, rows)
+
+    return {name: drop(jax.random.fold_in(key, i), rows) for i, (name, rows) in enumerate(sorted(signals.items()))}
+
+
+def varied(key: jax.Array, speakers: Speakers, cfg: configs.TrainConfig) -> Speakers:
+    """Louder or quieter; `dit_drop_audio` of them unheard; signals dropped by themselves. Silence stays silence."""
+
+    def vary(key: jax.Array, speaker: Speaker) -> Speaker:
+        gain_key, drop_key, signal_key = jax.random.split(key, 3)
+        shape = (len(speaker.features), 1, 1, 1)
+        louder = speaker.features + jax.random.uniform(gain_key, shape, minval=-0.3, maxval=0.1)
+        louder = jnp.where(
+            speaker.features > mel.SILENCE_VALUE, jnp.maximum(louder, mel.SILENCE_VALUE), mel.SILENCE_VALUE
+        )
+        unheard = jax.random.uniform(drop_key, shape) < cfg.dit_drop_audio
+        rows = dropped_signals(signal_key, dict(speaker.signals), cfg.dit_drop_signal)
+        return dataclasses.replace(speaker, features=jnp.where(unheard, NOTHING, louder), signals=rows)
+
+    return tuple(vary(jax.random.fold_in(key, number), speaker) for number, speaker in enumerate(speakers))
