@@ -29,7 +29,7 @@ FLAGS = flags.FLAGS
 def define() -> None:
     """The flags."""
     door.define_config("configs/tiny.py")
-    flags.DEFINE_string("latents", "runs/tiny/latents", "Folder that train.latents wrote.")
+    flags.DEFINE_string("latents", "runs/tiny/latents", "Folders of train.latents or train.prepare: a=3,b=1 by weight.")
     flags.DEFINE_string("workdir", "runs/tiny/pretrain", "Where checkpoints, metrics and weights go.")
 
 
@@ -143,7 +143,7 @@ def main() -> None:
     drawn = dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed)), cfg.dit)
     state = optim.empty(drawn, cfg.train.dit)
     data = latents.window_dataset(
-        pathlib.Path(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=cfg.train.dit.batch
+        latents.weighted(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=cfg.train.dit.batch
     )
     run = loop.Run(cfg, cfg.train.dit, workdir)
     state = run.fit(state, loop.batches(data, threads=cfg.data.workers, prefetch=8), functools.partial(step, cfg=cfg))
