@@ -15,17 +15,19 @@ import cv2
 import numpy as np
 
 from avatar_jax.data import detect
-from avatar_jax.io.footage import Pictures, Sound, Unusable, upright
+from avatar_jax.io.footage import Pictures, Sound, Unusable
 
 REASONS = {
     "short": "no run of pictures without a cut is as long as a clip",
+    "slow": "under half of the clip's frames show something new",
     "silent": "under a fifth of the video frames have sound above -55 dB of full scale",
     "no_face": "no face, or none that stays in its place",
     "small_face": "the crop around the face is under half the model's size",
     "still": "nothing moves",
 }
 WORK_SIDE = 720  # pixels: pictures are held with a shorter side of at most this, or the model's size
-GAP_S = 0.25  # a picture shown for longer is no video: the clip ends there
+GAP_S = 0.125  # a picture shown for longer hides what a mouth does: the clip ends there
+NEW_SHARE = 0.5  # of a clip's frames must not repeat the one before
 SCENE_CHANGE = 27.0  # mean change of hue, saturation and value in 0..255, the usual threshold of content detectors
 QUIET_DB, HEARD_SHARE = -55.0, 0.2
 STILL_LEVELS = 1.0  # of 255: deviation over time of the liveliest twentieth of a 64 x 64 crop
@@ -93,14 +95,14 @@ def _look(picture: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(small, cv2.COLOR_RGB2HSV).astype(np.int16)
 
 
-def runs(pictures: Iterator[tuple[float, Any]], how: Cut) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+def runs(pictures: Pictures, how: Cut) -> Iterator[tuple[int, int, list[np.ndarray]]]:
     """Clip after clip: number of its scene, first tick, and its upright pictures [H, W, 3], all of one scene."""
     scene, after, last, seen = 0, 0, None, []
     side = max(WORK_SIDE, how.height, how.width)
     shown, picture, look = None, np.zeros(0), None
-    for k, frame in ticks(pictures, how.fps):
+    for k, frame in ticks(iter(pictures), how.fps):
         if frame is not shown:  # a frame on screen for several ticks is converted once
-            shown, picture = frame, upright(frame, side)
+            shown, picture = frame, pictures.upright(frame, side)
             last, look = look, _look(picture)
             if last is not None and np.abs(look - last).mean() > SCENE_CHANGE:
                 scene, seen = scene + 1, []
@@ -184,10 +186,12 @@ def _raw(path: str | os.PathLike[str], how: Cut, find: detect.Detector) -> Itera
     """Every clip with the number of its scene, without references. Raises Unusable."""
     hop, number = how.samples_per_frame, 0
     with Pictures(path) as pictures, Sound(path, audio_hz=how.audio_hz, start=pictures.start) as sound:
-        for scene, k, seen in runs(iter(pictures), how):
+        for scene, k, seen in runs(pictures, how):
             clip = Clip(number, round(k / how.fps, 3))
             clip.waveform = sound.read(k * hop, how.video_frames * hop, missing=hop)
-            if silent(clip.waveform, hop):
+            if len(set(map(id, seen))) < NEW_SHARE * len(seen):
+                clip.reason = "slow"
+            elif silent(clip.waveform, hop):
                 clip.reason = "silent"
             else:
                 _fill(clip, seen, how, find)

@@ -170,6 +170,21 @@ class Pictures(_Track):
         if self.declared - (last - start) > MISSING_S + 1 / max(rate, 1.0):
             raise Unusable("truncated", f"declares {self.declared:.1f} s of pictures and has {last - start:.1f} s")
 
+    def upright(self, frame: Any, shorter: int) -> np.ndarray:  # uint8 [H, W, 3]
+        """A frame as it is to be seen: square pixels, turned as its display matrix says, reduced to `shorter` at most.
+
+        Raises Unusable for a turn by other than quarters.
+        """
+        turn = frame.rotation  # degrees counterclockwise
+        if turn % 90:
+            raise Unusable("rotation", f"is to be shown turned by {turn} degrees")
+        aspect = float(self._track.sample_aspect_ratio or 1)
+        wide = frame.width * (aspect if 0.1 < aspect < 10.0 else 1.0)
+        scale = min(1.0, shorter / min(wide, frame.height))
+        rows, columns = (max(1, round(side * scale)) for side in (frame.height, wide))
+        picture = frame.to_ndarray(format="rgb24", width=columns, height=rows)
+        return np.ascontiguousarray(np.rot90(picture, turn // 90 % 4))
+
     def _check(self, frame: Any, time: float | None) -> None:
         at = "" if time is None else f" at {time:.2f} s"
         if frame.is_corrupt:
@@ -180,22 +195,6 @@ class Pictures(_Track):
             self.size = frame.height, frame.width
         if math.prod(self.size) > MAX_PIXELS:
             raise Unusable("too_large", f"has pictures of {frame.width} x {frame.height}")
-
-
-def upright(frame: Any, shorter: int) -> np.ndarray:  # uint8 [H, W, 3]
-    """A frame as it is to be seen: square pixels, turned as its display matrix says, reduced to `shorter` at most.
-
-    Raises Unusable for a turn by other than quarters.
-    """
-    turn = frame.rotation  # degrees counterclockwise
-    if turn % 90:
-        raise Unusable("rotation", f"is to be shown turned by {turn} degrees")
-    aspect = getattr(frame, "sample_aspect_ratio", None)
-    wide = frame.width * (float(aspect) if aspect and 0.1 < aspect < 10 else 1.0)
-    scale = min(1.0, shorter / min(wide, frame.height))
-    rows, columns = (max(1, round(side * scale)) for side in (frame.height, wide))
-    picture = frame.to_ndarray(format="rgb24", width=columns, height=rows)
-    return np.ascontiguousarray(np.rot90(picture, turn // 90 % 4))
 
 
 class Sound(_Track):

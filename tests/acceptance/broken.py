@@ -35,8 +35,8 @@ def good(folder: Path) -> list[Path]:
     film("matroska.mkv", acodec="libopus", hz=48_000, sound=np.repeat(voice, 3))
     film("web.webm", vcodec="libvpx-vp9", acodec="libopus", hz=48_000, sound=np.repeat(voice, 3))
     film("quicktime.mov", vcodec="mjpeg", pix_fmt="yuvj420p", acodec="pcm_s16le")
-    film("windows.avi", vcodec="mpeg4", acodec="mp3")
-    film("flash.flv", vcodec="flv1", acodec="mp3", hz=22_050)
+    film("windows.avi", vcodec="mpeg4", acodec="mp3", ticks=25)
+    film("flash.flv", vcodec="flv1", acodec="mp3", hz=48_000, sound=np.repeat(voice, 3))
     film("broadcast.ts", acodec="mp2", hz=48_000, sound=np.repeat(voice, 3))
     film("phone.3gp", acodec="aac")
     for turn in (90, 180, -90, 45):
@@ -57,7 +57,7 @@ def good(folder: Path) -> list[Path]:
     film("late.mp4", sound=voice, sound_start=0.4)
     film("gap.mp4", at=np.where(times > 0.5, times + 5.0, times))
     film("ended.mp4", sound=voice[: len(voice) // 3])
-    film("deaf.mka".replace("mka", "mkv"), acodec="pcm_f32le", sound=np.full_like(voice, np.nan))
+    film("deaf.mkv", acodec="pcm_f32le", sound=np.full_like(voice, np.nan))
     film("high.mp4", pix_fmt="yuv420p10le")
     film("cut.mp4", pictures=np.concatenate([frames[:15], 255 - frames[15:]]))
     return made_files

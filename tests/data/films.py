@@ -10,7 +10,7 @@ import numpy as np
 from avatar_jax.data import controls, source, world
 
 HZ = 16_000
-TICKS = 90_000  # of the pictures' clock, a second
+TICKS = 30_000  # of the pictures' clock, a second: 24, 25, 29.97, 30, 50 and 120 frames divide it
 
 
 def write(
@@ -20,6 +20,7 @@ def write(
     waveform: np.ndarray | None,  # float32 [n]
     *,
     hz: int = HZ,
+    ticks: int = TICKS,
     vcodec: str = "libx264",
     acodec: str = "aac",
     rotation: int = 0,
@@ -32,13 +33,13 @@ def write(
         video: Any = container.add_stream(vcodec, rate=Fraction(25))
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt, video.options = pix_fmt, options or {}
-        video.codec_context.time_base = Fraction(1, TICKS)
+        video.codec_context.time_base = Fraction(1, ticks)
         if rotation:
             video.set_display_rotation(rotation)
         audio: Any = None if waveform is None else container.add_stream(acodec, rate=hz, layout="mono")
         for frame, time in zip(frames, times, strict=True):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            picture.pts, picture.time_base = round(time * TICKS), Fraction(1, TICKS)
+            picture.pts, picture.time_base = round(time * ticks), Fraction(1, ticks)
             container.mux(video.encode(picture))
         container.mux(video.encode(None))
         if waveform is not None:
