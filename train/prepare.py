@@ -180,8 +180,11 @@ def main() -> None:
     encoder = Encoder(cfg, folder)
     books = manifest.Books(workdir, settings(cfg, how, encoder), sources, FLAGS.shard_files)
     limits = Limits(FLAGS.file_seconds, FLAGS.file_megabytes)
-    Preparation(books, videos, encoder, how, limits).run(FLAGS.workers)
-    counts = books.close()
+    try:
+        Preparation(books, videos, encoder, how, limits).run(FLAGS.workers)
+        counts = books.close()
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be written ({error.strerror}), free some space and run again") from error
     dropped = ", ".join(f"{n} {key.partition(':')[2]}" for key, n in counts.most_common() if key.startswith("reason:"))
     kept = f"{counts['kept']} of {counts['clips']} clips of {counts['sources']} videos kept"
     length = f"{counts['kept'] * how.video_frames / how.fps / 60:.1f} minutes"

@@ -5,6 +5,7 @@ first frame, as in a stream), and of the 12n video frames that follow it log-mel
 signals ("signal.<name>", [12n, width], deviations from rest).
 """
 
+import contextlib
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import load, save
 
 from avatar_jax.core.config import TrainingConfig
+from avatar_jax.io.errors import InputError
 
 Record = dict[str, np.ndarray]
 SIGNAL = "signal."  # prefix of a signal's name in a record
@@ -26,19 +28,28 @@ def shard_path(folder: pathlib.Path, shard: int) -> pathlib.Path:
 
 
 def write_shard(path: pathlib.Path, records: Iterable[Record]) -> None:
-    """Writes a shard whole: a killed writer leaves nothing under the final name."""
+    """Writes a shard whole: a killed writer leaves nothing under the final name. Raises InputError on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     writer = ArrayRecordWriter(str(partial), "group_size:1")
     try:
         for record in records:
             writer.write(save({name: np.ascontiguousarray(value) for name, value in record.items()}))
+        _close(writer, path)
     except BaseException:
-        writer.close()
+        with contextlib.suppress(RuntimeError):
+            writer.close()
         partial.unlink(missing_ok=True)
         raise
-    writer.close()
     partial.replace(path)
+
+
+def _close(writer: ArrayRecordWriter, path: pathlib.Path) -> None:
+    """Ends a shard: what could not be written is found out here."""
+    try:
+        writer.close()
+    except RuntimeError as error:
+        raise InputError(f"{path}: cannot be written, free some space and run again ({error})") from error
 
 
 def read_shard(path: pathlib.Path) -> Iterator[Record]:

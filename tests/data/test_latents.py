@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+import resource
 
 import numpy as np
 import pytest
 
 from avatar_jax.core.config import Signal
 from avatar_jax.data import controls, latents, source
+from avatar_jax.io.errors import InputError
 from avatar_jax.models import mel
 from configs import tiny_driven
 from configs.tiny import get_config
@@ -159,4 +161,16 @@ def test_a_shard_that_fails_leaves_no_file(tmp_path):
 
     with pytest.raises(RuntimeError):
         latents.write_shard(latents.shard_path(tmp_path, 0), records())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(0).random(50_000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(InputError, match="cannot be written, free some space and run again"):
+            latents.write_shard(latents.shard_path(tmp_path, 0), [{"latent": noise}] * 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())

@@ -105,9 +105,10 @@ def test_records_are_what_the_networks_make_of_the_clips(videos: pathlib.Path, d
     p = weights.load(door.embedded("tiny") / "vae.safetensors", vae.spec(cfg.vae))
     records = list(latents.read_shard(done / "clips-00000.array_record"))
     clips = list(cut.clips(videos / "a.mp4", cut_of("everywhere"), cut.detect.make(EVERYWHERE)))
+    encode_whole = jax.jit(functools.partial(vae.encode, cfg=cfg.vae))
     for clip, record in zip(clips, records[:2], strict=True):
         assert clip.frames is not None and clip.waveform is not None
-        z = vae.encode(p, vae.from_uint8(clip.frames[None]), cfg=cfg.vae)[0]
+        z = encode_whole(p, vae.from_uint8(clip.frames[None]))[0]
         np.testing.assert_allclose(record["latent"].astype(np.float32), z, atol=0.02)
         features = mel.whole(clip.waveform, cfg.mel)
         np.testing.assert_allclose(record["features"].astype(np.float32), features, atol=2e-3)
@@ -159,6 +160,11 @@ def test_folders_without_videos_are_refused(tmp_path: pathlib.Path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match="holds no video; it may hold"):
         manifest.find(tmp_path)
+
+
+def test_every_reason_is_in_the_guide():
+    guide = (ROOT / "docs" / "training.md").read_text()
+    assert not [name for name, what in manifest.REASONS.items() if f"| {name} | {what} |" not in guide]
 
 
 def command(videos: pathlib.Path, workdir: pathlib.Path) -> list[str]:
