@@ -52,9 +52,14 @@ class Worker:
         command = [sys.executable, "-m", "avatar_jax.data.worker", json.dumps(settings)]
         one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         environment = os.environ | one | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "0"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        # a session of its own: Ctrl-C is for the run, which must not take it for a video's crash
-        process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the run, which must not take it for a video's crash
+        )
         self._process, self._buffer, self._left = process, bytearray(), START_S
         self._line()
         return process

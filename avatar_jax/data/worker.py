@@ -48,7 +48,8 @@ def _cut(path: str, how: cut.Cut, find: detect.Detector, out: BinaryIO) -> None:
     try:
         for clip in cut.clips(path, how, find):
             about = {name: getattr(clip, name) for name in ("number", "start", "reason", "crop", "reference")}
-            arrays = () if clip.frames is None else (clip.frames, clip.waveform)
+            kept = (clip.frames, clip.waveform) if clip.frames is not None else ()
+            arrays = [array for array in kept if array is not None]
             _send(out, {"clip": about, "shapes": [array.shape for array in arrays]}, *arrays)
     except Unusable as error:
         reason, detail = error.reason, str(error)
@@ -63,8 +64,8 @@ def _cut(path: str, how: cut.Cut, find: detect.Detector, out: BinaryIO) -> None:
 
 def main(settings: str) -> None:
     """Serves until stdin ends. settings: JSON, `cut.Cut` as "cut", "megabytes" for each file."""
-    import av
     import cv2
+    from av.logging import set_level
 
     parent = os.getppid()
     told = json.loads(settings)
@@ -72,7 +73,7 @@ def main(settings: str) -> None:
     os.dup2(2, 1)  # a library that prints does not speak for us
     how = cut.Cut(**told["cut"])
     find = detect.make(how.detector)
-    av.logging.set_level(None)
+    set_level(None)
     cv2.setNumThreads(1)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     _limit(told["megabytes"])

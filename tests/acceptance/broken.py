@@ -156,7 +156,7 @@ def _odd_places(folder: Path, film: Path) -> None:
     (folder / "up.mp4").symlink_to("..")
     os.mkfifo(folder / "pipe.mp4")
     shutil.copy(film, folder / "späte Grüße \n'\".mp4")
-    shutil.copy(film, os.fsencode(folder) + b"/\xff\xfe.mp4")
+    shutil.copy(film, os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.mp4"))
     shutil.copy(film, folder / "UPPER.MP4")
     shutil.copy(film, folder / "other.webm")
 

@@ -142,7 +142,8 @@ def test_folders_mix_by_weight_and_resume_exactly(folder, tmp_path_factory, cfg)
 
 def test_one_folder_with_a_weight_is_that_folder(folder, cfg):
     one = latents.window_dataset({folder: 0.3}, cfg, silence=mel.silence(cfg.mel), batch=4)
-    np.testing.assert_array_equal(one[5]["latent"], dataset(folder, cfg)[5]["latent"])
+    for batch, expected in zip(one[:3], dataset(folder, cfg)[:3], strict=True):
+        np.testing.assert_array_equal(batch["latent"], expected["latent"])
 
 
 def test_weights_are_read_from_a_command():

@@ -11,11 +11,12 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from avatar_jax.core import check, spec
-from avatar_jax.core.config import Signal, TrainingConfig
+from avatar_jax.core.config import Signal, TrainingConfig, Wav2Vec2Config
 from avatar_jax.data import cut, latents, manifest
 from avatar_jax.data.pool import Limits
 from avatar_jax.io import weights
@@ -110,7 +111,7 @@ def test_records_are_what_the_networks_make_of_the_clips(videos: pathlib.Path, d
         assert clip.frames is not None and clip.waveform is not None
         z = encode_whole(p, vae.from_uint8(clip.frames[None]))[0]
         np.testing.assert_allclose(record["latent"].astype(np.float32), z, atol=0.02)
-        features = mel.whole(clip.waveform, cfg.mel)
+        features = mel.whole(jnp.asarray(clip.waveform), cfg.mel)
         np.testing.assert_allclose(record["features"].astype(np.float32), features, atol=2e-3)
         assert record["latent"].dtype == record["features"].dtype == np.float16
         assert record["signal.head"].shape == (24, 2) and np.isnan(record["signal.head"]).all()
@@ -199,6 +200,7 @@ def test_a_missing_folder_is_one_line(tmp_path: pathlib.Path):
 
 def test_text_and_wav2vec2_are_encoded_where_the_model_reads_them(tmp_path: pathlib.Path):
     mini, cfg = mini_live_avatar.get_config(), small()
+    assert mini.text is not None and isinstance(mini.sound, Wav2Vec2Config)
     reads = dataclasses.replace(cfg.dit, text_width=32, text_tokens=12, signals=())
     ahead = dataclasses.replace(cfg.stream, audio_past=8, audio_ahead=3)
     cfg = dataclasses.replace(cfg, sound=mini.sound, text=mini.text, dit=reads, stream=ahead)
