@@ -209,7 +209,8 @@ def test_text_and_wav2vec2_are_encoded_where_the_model_reads_them(tmp_path: path
     weights.save(tmp_path / "wav2vec.safetensors", spec.init(wav2vec.spec(mini.sound), jax.random.key(1)))
     with pytest.raises(InputError, match=r"spiece\.model is missing"):
         encode.Encoder(cfg, tmp_path)
-    published_folder.write_tokenizer(tmp_path / "spiece.model", mini.text.vocabulary)
+    published_folder.write_tokenizer(tmp_path / "t5" / "spiece.model", mini.text.vocabulary)
+    shutil.copy(tmp_path / "t5" / "spiece.model", tmp_path)
     encoder = encode.Encoder(cfg, tmp_path)
     hum = (0.1 * np.sin(np.arange(24 * 640) * 0.1)).astype(np.float32)
     record = encoder.record(np.zeros((25, 32, 32, 3), np.uint8), hum, encoder.text("a woman talks"))
