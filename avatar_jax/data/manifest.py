@@ -168,7 +168,9 @@ class Books:
                 path.unlink()
 
     def close(self) -> Counter[str]:
-        """Joins the shards' rows; counts sources, clips, kept clips, and reasons as "reason:name"."""
+        """Joins the shards' rows, all done; counts sources, clips, kept clips, and reasons as "reason:name"."""
+        for path in (*self.work.iterdir(), *self.folder.glob("*.partial")):  # a kill left them
+            path.unlink()
         text = "".join(self.rows_path(shard).read_text(encoding="utf-8") for shard in range(len(self.shards)))
         write(self.folder / "manifest.jsonl", text)
         counts: Counter[str] = Counter()
