@@ -36,7 +36,7 @@ LOWEST, HIGHEST = 0.02, 0.98  # levels at which the two scores are compared (sec
 def define() -> None:
     """The flags."""
     door.define_config("configs/tiny.py")
-    flags.DEFINE_string("latents", "runs/tiny/latents", "Folder that train.latents wrote.")
+    flags.DEFINE_string("latents", "runs/tiny/latents", "Folders of train.latents or train.prepare: a=3,b=1 by weight.")
     flags.DEFINE_string("teacher", "runs/tiny/pretrain/dit.safetensors", "Weights that stage one wrote.")
     flags.DEFINE_string("workdir", "runs/tiny/distill", "Where checkpoints, metrics and weights go.")
 
@@ -197,7 +197,7 @@ def main() -> None:
     base = weight_files.load(pathlib.Path(FLAGS.teacher), dit.spec(cfg.dit))
     door.start_jax()
     data = latents.window_dataset(
-        pathlib.Path(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=settings.student.batch
+        latents.weighted(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=settings.student.batch
     )
     run = loop.Run(cfg, settings.fake, workdir)
     batches = loop.batches(data, threads=cfg.data.workers, prefetch=8)

@@ -26,7 +26,7 @@ FLAGS = flags.FLAGS
 def define() -> None:
     """The flags."""
     door.define_config("configs/tiny.py")
-    flags.DEFINE_string("latents", "runs/tiny/latents", "Folder that train.latents wrote.")
+    flags.DEFINE_string("latents", "runs/tiny/latents", "Folders of train.latents or train.prepare: a=3,b=1 by weight.")
     flags.DEFINE_string("workdir", "runs/tiny/pretrain", "Where checkpoints, metrics and weights go.")
     flags.DEFINE_string("init", "", "Weights to start from; what they lack is drawn anew. Default: all is.")
 
@@ -130,7 +130,7 @@ def main() -> None:
         drawn = weight_files.into(drawn, pathlib.Path(FLAGS.init))
     state = optim.empty(dit.lay_out(drawn, cfg.dit), cfg.train.dit)
     data = latents.window_dataset(
-        pathlib.Path(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=cfg.train.dit.batch
+        latents.weighted(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=cfg.train.dit.batch
     )
     run = loop.Run(cfg, cfg.train.dit, workdir)
     state = run.fit(state, loop.batches(data, threads=cfg.data.workers, prefetch=8), functools.partial(step, cfg=cfg))

@@ -5,8 +5,9 @@ first frame, as in a stream), and of the 12n video frames that follow it log-mel
 signals ("signal.<name>", [12n, width], deviations from rest).
 """
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -17,6 +18,7 @@ from safetensors.numpy import load, save
 from scipy.ndimage import maximum_filter1d
 
 from avatar_jax.core.config import TrainingConfig
+from avatar_jax.io.errors import InputError
 
 Record = dict[str, np.ndarray]
 Batch = dict[str, Any]
@@ -30,15 +32,36 @@ def shard_path(folder: pathlib.Path, shard: int) -> pathlib.Path:
     return folder / f"clips-{shard:05d}.array_record"
 
 
-def write_shard(path: pathlib.Path, records: list[Record]) -> None:
-    """Writes a shard whole: a killed writer leaves nothing under the final name."""
+def write_shard(path: pathlib.Path, records: Iterable[Record]) -> None:
+    """Writes a shard whole: a killed writer leaves nothing under the final name. Raises InputError on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     writer = ArrayRecordWriter(str(partial), "group_size:1")
-    for record in records:
-        writer.write(save({name: np.ascontiguousarray(value) for name, value in record.items()}))
-    writer.close()
+    try:
+        for record in records:
+            writer.write(save({name: np.ascontiguousarray(value) for name, value in record.items()}))
+        _close(writer, path)
+    except BaseException:
+        with contextlib.suppress(RuntimeError):
+            writer.close()
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(path)
+
+
+def _close(writer: ArrayRecordWriter, path: pathlib.Path) -> None:
+    """Ends a shard: what could not be written is found out here."""
+    try:
+        writer.close()
+    except RuntimeError as error:
+        raise InputError(f"{path}: cannot be written, free some space and run again ({error})") from error
+
+
+def read_shard(path: pathlib.Path) -> Iterator[Record]:
+    """The records of a shard, in order."""
+    source: Any = grain.sources.ArrayRecordDataSource([str(path)])
+    for index in range(len(source)):
+        yield load(source[index])
 
 
 class _Window(grain.transforms.RandomMap):
@@ -96,22 +119,49 @@ def _check_signals(shard: str, cfg: TrainingConfig) -> None:
             raise ValueError(f"{shard}: its clips hold {what}, where {wanted}")
 
 
-def window_dataset(folder: pathlib.Path, cfg: TrainingConfig, *, silence: np.ndarray, batch: int) -> grain.MapDataset:
-    """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, S, A, 1, W].
+def weighted(text: str) -> dict[pathlib.Path, float]:
+    """Folders with their weights as a command names them: "runs/a", or "runs/a=3,runs/b=1" (1 where none is said).
 
-    With them "signals", each of `cfg.dit.signals` by name, [B, S, 4F, width]. S speakers: one, or where the
-    configuration wants pictures `beside` each other, two in some batches.
-
-    Raises:
-      ValueError: no shards in `folder`, or shards without those signals.
+    Raises ValueError for a weight that is no positive number, or a folder named twice.
     """
+    folders: dict[pathlib.Path, float] = {}
+    for part in text.split(","):
+        name, said, weight = part.strip().partition("=")
+        try:
+            folder, value = pathlib.Path(name), float(weight) if said else 1.0
+        except ValueError as error:
+            raise ValueError(f"--latents: {part!r} has a weight that is no number; write folder=3") from error
+        if not name or folder in folders or not 0.0 < value < float("inf"):
+            raise ValueError(f"--latents: {part!r} must be a folder named once, with a weight above 0")
+        folders[folder] = value
+    return folders
+
+
+def _shuffled(folder: pathlib.Path, cfg: TrainingConfig) -> grain.MapDataset:
+    """Endless shuffled records of a folder. Raises ValueError."""
     shards = sorted(str(path) for path in folder.glob("clips-*.array_record"))
     if not shards:
         raise ValueError(f"no encoded clips in {folder}; run train.latents with the same --workdir first")
     for shard in shards if cfg.dit.signals else []:
         _check_signals(shard, cfg)
     source: Any = grain.sources.ArrayRecordDataSource(shards)
-    records = grain.MapDataset.source(source).seed(cfg.data.seed)
-    windows = records.shuffle().repeat().random_map(_Window(cfg, silence)).batch(batch)
-    every = cfg.train.dit_beside
+    return grain.MapDataset.source(source).seed(cfg.data.seed).shuffle().repeat()
+
+
+def window_dataset(
+    folder: pathlib.Path | Mapping[pathlib.Path, float], cfg: TrainingConfig, *, silence: np.ndarray, batch: int
+) -> grain.MapDataset:
+    """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, S, A, 1, W].
+
+    With them "signals", each of `cfg.dit.signals` by name, [B, S, 4F, width]. S speakers: one, or where the
+    configuration wants pictures `beside` each other, two in some batches. Of several folders, each gives windows in
+    proportion to its weight, and shuffles and repeats by itself.
+
+    Raises:
+      ValueError: no shards in a folder, or shards without those signals.
+    """
+    weights = {folder: 1.0} if isinstance(folder, pathlib.Path) else folder
+    parts = [_shuffled(part, cfg) for part in weights]
+    records = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, list(weights.values()))
+    windows, every = records.random_map(_Window(cfg, silence)).batch(batch), cfg.train.dit_beside
     return windows.map_with_index(lambda i, given: given if (i + 1) % every else beside(given)) if every else windows

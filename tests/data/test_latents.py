@@ -1,12 +1,15 @@
 """Encoded clips: windows line up with their sound, and a run resumes where it stopped."""
 
 import dataclasses
+import pathlib
+import resource
 
 import numpy as np
 import pytest
 
 from avatar_jax.core.config import Signal
 from avatar_jax.data import controls, latents, source
+from avatar_jax.io.errors import InputError
 from avatar_jax.models import mel
 from configs import tiny_driven
 from configs.tiny import get_config
@@ -112,3 +115,63 @@ def test_the_drawn_world_gives_the_signals_of_the_driven_avatar():
 def test_no_shards_is_one_clear_line(tmp_path, cfg):
     with pytest.raises(ValueError, match=r"run train\.latents"):
         dataset(tmp_path, cfg)
+
+
+def test_folders_mix_by_weight_and_resume_exactly(folder, tmp_path_factory, cfg):
+    """Clip numbers tell the folder: one window in four is of the first."""
+    other, records = tmp_path_factory.mktemp("other"), list(latents.read_shard(latents.shard_path(folder, 1)))
+    shifted = [record | {"latent": record["latent"] + np.float16(1000)} for record in records]
+    latents.write_shard(latents.shard_path(other, 0), shifted)
+
+    def batches():
+        mixed = latents.window_dataset({folder: 1.0, other: 3.0}, cfg, silence=mel.silence(cfg.mel), batch=4)
+        return loop.batches(mixed, threads=1, prefetch=2)
+
+    data, shares = batches(), []
+    for _ in range(25):
+        shares += [latent[0, 0, 0, 0] >= 1000 for latent in next(data)["latent"]]
+    assert abs(np.mean(shares) - 0.75) <= 0.02
+    place, expected = data.get_state(), [next(data) for _ in range(3)]
+    again = batches()
+    again.set_state(place)
+    for batch in expected:
+        resumed = next(again)
+        for name in ("latent", "features", "reference"):
+            np.testing.assert_array_equal(resumed[name], batch[name])
+
+
+def test_one_folder_with_a_weight_is_that_folder(folder, cfg):
+    one = latents.window_dataset({folder: 0.3}, cfg, silence=mel.silence(cfg.mel), batch=4)
+    for batch, expected in zip(one[:3], dataset(folder, cfg)[:3], strict=True):
+        np.testing.assert_array_equal(batch["latent"], expected["latent"])
+
+
+def test_weights_are_read_from_a_command():
+    path = pathlib.Path
+    assert latents.weighted("runs/a") == {path("runs/a"): 1.0}
+    assert latents.weighted("runs/a=3, runs/b") == {path("runs/a"): 3.0, path("runs/b"): 1.0}
+    for text in ("", "a=0", "a=-1", "a=x", "a=inf", "a,a", "a,", "a=nan"):
+        with pytest.raises(ValueError, match="--latents: "):
+            latents.weighted(text)
+
+
+def test_a_shard_that_fails_leaves_no_file(tmp_path):
+    def records():
+        yield {"latent": np.zeros(3, np.float16)}
+        raise RuntimeError("the source failed")
+
+    with pytest.raises(RuntimeError):
+        latents.write_shard(latents.shard_path(tmp_path, 0), records())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(0).random(50_000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(InputError, match="cannot be written, free some space and run again"):
+            latents.write_shard(latents.shard_path(tmp_path, 0), [{"latent": noise}] * 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
