@@ -7,6 +7,8 @@ Dataclasses are hashable and treated as frozen after `check.validate`, so they a
 import dataclasses
 from typing import Any, NamedTuple
 
+from avatar_jax.core.effort import OptimConfig, TrainMesh
+
 
 @dataclasses.dataclass(unsafe_hash=True)
 class VideoConfig:
@@ -112,6 +114,7 @@ class DitConfig:
     compute_dtype: str
     attention: str  # kernel name, see avatar_jax/nn/attention.py
     signals: tuple[Signal, ...] = ()  # read by the audio injectors, a token a latent frame each
+    remat: str = "none"  # what a layer keeps for its backward pass, see avatar_jax/nn/remat.py
 
     @property
     def head_size(self) -> int:
@@ -260,24 +263,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class OptimConfig:
-    """Muon on matrices and AdamW on the rest, warm-up and cosine decay, a moving average of the weights."""
-
-    batch: int
-    steps: int
-    rate: float  # of Muon's orthogonalised steps
-    vector_rate: float  # of AdamW, for vectors and small tables
-    warmup: int
-    beta2: float
-    decay: float
-    clip: float
-    ema: float
-    log_every: int
-    save_every: int
-    minutes: float  # stop training after this much wall time (0: never)
-
-
-@dataclasses.dataclass(unsafe_hash=True)
 class TrainConfig:
     """What each training stage needs beside the networks."""
 
@@ -295,6 +280,7 @@ class TrainConfig:
     dit_motion: float  # share of the loss that goes where the picture moves
     dit_reference_span: tuple[int, int]  # rope position of the reference relative to the window's first latent
     dit_drop_signal: float = 0.0  # share of windows that lack a signal, wholly or in part; each signal by itself
+    mesh: TrainMesh = dataclasses.field(default_factory=TrainMesh)
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -1,0 +1,37 @@
+"""The part of the configuration schema that says how something is trained: at which rates, on how many devices."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class OptimConfig:
+    """Muon on matrices and AdamW on the rest, warm-up and cosine decay, a moving average of the weights."""
+
+    batch: int
+    steps: int
+    rate: float  # of Muon's orthogonalised steps
+    vector_rate: float  # of AdamW, for vectors and small tables
+    warmup: int
+    beta2: float
+    decay: float
+    clip: float
+    ema: float
+    log_every: int
+    save_every: int
+    minutes: float  # stop training after this much wall time (0: never)
+    accumulate: int = 1  # pieces of a batch that are gone through one after the other, their gradients averaged
+    spike: float = 10.0  # times the usual loss from which one is a spike, and the run goes back (0: only if not finite)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class TrainMesh:
+    """The devices of a training run: data x fsdp x tensor."""
+
+    data: int = 1  # that share a batch and hold the same weights
+    fsdp: int = 1  # that share a batch too, and each weight with its optimiser state between them
+    tensor: int = 1  # that split each layer's heads and inner width
+
+    @property
+    def devices(self) -> int:
+        """Devices that train."""
+        return self.data * self.fsdp * self.tensor
