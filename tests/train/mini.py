@@ -25,7 +25,9 @@ def get_config() -> c.TrainingConfig:
         cfg,
         name="mini",
         video=dataclasses.replace(cfg.video, height=32, width=32),
-        dit=dataclasses.replace(cfg.dit, width=32, heads=2, layers=2, ffn=64, audio_inject=(0,), freq=32),
+        dit=dataclasses.replace(
+            cfg.dit, width=16, heads=2, layers=2, ffn=32, audio_inject=(1,), freq=16, layer_loop="scan"
+        ),
         data=dataclasses.replace(cfg.data, video_frames=24, workers=1),
         train=dataclasses.replace(cfg.train, dit_blocks=2, dit=dataclasses.replace(cfg.train.dit, **quick)),
     )
