@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any, Self
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 MEMORY = 100  # steps over which the usual loss is averaged
@@ -55,7 +56,7 @@ class Stop:
     """SIGTERM, heard from when it is entered until it is left."""
 
     def __init__(self) -> None:
-        self._told = False
+        self._told, self._asked = False, 0
 
     def __enter__(self) -> Self:
         """JAX listens itself where there are several processes, and agrees with them on the step."""
@@ -73,6 +74,12 @@ class Stop:
         del number, frame
         self._told = True
 
-    def asked(self, step: int) -> bool:
-        """Whether the run should save and end after this step; the same answer in all its processes."""
-        return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self._told
+    def asked(self) -> bool:
+        """Whether the run should save and end now, asked after every step; the same answer in all its processes."""
+        self._asked += 1  # not the run's step, which a return to a checkpoint would take back
+        return multihost_utils.reached_preemption_sync_point(self._asked) if jax.process_count() > 1 else self._told
+
+
+def agreed(word: bool) -> bool:
+    """The first process' word, in all of them."""
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(word))) if jax.process_count() > 1 else word

@@ -25,7 +25,7 @@ from avatar_jax.io.errors import InputError
 from infer import door
 from train import mesh as meshes
 from train import saves
-from train.guard import PATIENCE, Guard, Stop
+from train.guard import PATIENCE, Guard, Stop, agreed
 from train.journal import UNKNOWN, Cost, Journal, Meter, Silence, writing
 
 # What may change between one start of a run and the next: how long, how watched, and on what it runs.
@@ -182,7 +182,8 @@ class _Fit:
         while self.done < optim.steps:
             scalars = self.step()
             self.journal.bar.update(self.stride)
-            stopped, late = stop.asked(self.done), 0 < 60 * optim.minutes < time.monotonic() - start
+            stopped = stop.asked()
+            late = optim.minutes > 0 and agreed(time.monotonic() - start > 60 * optim.minutes)
             save = stopped or late or self.done >= optim.steps or self.due(optim.save_every)
             wrong = self.judge(scalars, at_once=save or self.due(optim.log_every))
             if wrong and not stopped:

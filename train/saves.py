@@ -73,8 +73,9 @@ class Saves:
             self._purge()
 
     def _purge(self) -> None:
-        if jax.process_index() == 0:
-            shutil.rmtree(self.folder / OLD, ignore_errors=True)
+        """Deletes what is in `OLD`, not the folder itself: Orbax may be moving another one there."""
+        for left in (self.folder / OLD).glob("*") if jax.process_index() == 0 else []:
+            shutil.rmtree(left, ignore_errors=True)
 
     def restore(self, step: int, target: State) -> tuple[State, Place]:
         """The state and the place at a step, laid as `target` lies (from `abstract`).
