@@ -68,18 +68,6 @@ def _halve_twice(p: dict, x: jax.Array) -> jax.Array:
     return jax.nn.silu(norm.layer_norm(x, _EPS))
 
 
-def _mixed(weights: jax.Array, features: jax.Array) -> jax.Array:
-    """One row a video frame of its layers. [B, A, layers, W] -> [B, A, W].
-
-    Of one layer the share is 1, whatever its weight: its gradient would be rounding alone, which an optimiser that
-    divides by its size takes for a direction.
-    """
-    if len(weights) == 1:
-        return features[:, :, 0]
-    mix = jax.nn.silu(weights)
-    return jnp.einsum("balw,l->baw", features, mix / mix.sum())
-
-
 def encode(p: dict, features: jax.Array, mask: jax.Array | None = None, *, context: int, cfg: DitConfig) -> Voice:
     """Sound features to tokens of latent frames, in float32.
 
@@ -91,7 +79,8 @@ def encode(p: dict, features: jax.Array, mask: jax.Array | None = None, *, conte
       cfg: transformer configuration.
     """
     chex.assert_shape(features, (None, None, cfg.audio_layers, cfg.audio_width))
-    sound = _mixed(p["layers"], features.astype(jnp.float32))
+    mix = jax.nn.silu(p["layers"])
+    sound = jnp.einsum("balw,l->baw", features.astype(jnp.float32), mix / mix.sum())
     batch, frames, _ = sound.shape
     local = _causal(p["local"], sound, 1).reshape(batch, frames, cfg.audio_tokens, -1)
     local = local.transpose(0, 2, 1, 3).reshape(batch * cfg.audio_tokens, frames, -1)

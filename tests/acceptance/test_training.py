@@ -48,8 +48,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def begin(stage: Stage, clips: pathlib.Path, workdir: pathlib.Path, *more: str, devices: int = 1) -> subprocess.Popen:
-    """The main, with so many virtual devices."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    """The main, with so many virtual devices; its programs compiled soon rather than fast."""
+    told = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": told}
     command = [sys.executable, "-m", *stage.command, f"--latents={clips}", f"--workdir={workdir}", *more]
     return subprocess.Popen(command, cwd=absent.ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
