@@ -190,7 +190,7 @@ class _Fit:
                 self.go_back(wrong)
                 if not late:
                     continue
-            elif self.due(optim.log_every):
+            elif not wrong and self.due(optim.log_every):
                 values = {name: float(value) for name, value in scalars.items()}
                 self.journal.write(self.done, values | self.meter.read(self.stride))
             if save and not wrong:
