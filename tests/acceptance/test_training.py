@@ -23,7 +23,7 @@ from tests.acceptance import absent, report
 from tests.train import mini, test_mesh
 
 KILLS = int(os.environ.get("AVATAR_KILLS", "20"))
-STEPS, SAVED_EVERY = 240, 4
+STEPS, SAVED_EVERY = 24 * KILLS, 4
 row = functools.partial(report.row, "training")
 
 
