@@ -78,6 +78,9 @@ def together() -> Iterator[None]:
     watch = _Watch()
     try:
         yield
+    except SystemExit:
+        watch.end()  # it ends because it was asked to
+        raise
     except Exception:
         watch.judge()  # a lost process often shows first as an error of some collective
         raise

@@ -20,14 +20,14 @@ from absl import flags
 
 from avatar_jax.core import check, lora, spec
 from avatar_jax.core import config as configs
-from avatar_jax.data import latents
 from avatar_jax.diffusion import dmd, flow
 from avatar_jax.io import weights as weight_files
-from avatar_jax.models import dit, mel
+from avatar_jax.models import dit, layout
 from avatar_jax.stream import clock, forcing, rollout, window
 from avatar_jax.stream.state import BlockInput, Scene
-from infer import door
+from infer import door, hosts
 from train import loop, optim, windows
+from train import mesh as meshes
 
 FLAGS = flags.FLAGS
 LOWEST, HIGHEST = 0.02, 0.98  # levels at which the two scores are compared (section 7.3)
@@ -36,6 +36,7 @@ LOWEST, HIGHEST = 0.02, 0.98  # levels at which the two scores are compared (sec
 def define() -> None:
     """The flags."""
     door.define_config("configs/tiny.py")
+    hosts.define()
     flags.DEFINE_string("latents", "runs/tiny/latents", "Folders of train.latents or train.prepare: a=3,b=1 by weight.")
     flags.DEFINE_string("teacher", "runs/tiny/pretrain/dit.safetensors", "Weights that stage one wrote.")
     flags.DEFINE_string("workdir", "runs/tiny/distill", "Where checkpoints, metrics and weights go.")
@@ -190,21 +191,29 @@ def step(state: DistillState, batch: windows.Batch, key: jax.Array, base: dict, 
     return DistillState(state.step + 1, student, optim.step(state.fake, gradient, cfg=settings.fake)), scalars
 
 
-def main() -> None:
+def train(cfg: configs.TrainingConfig, folders: str, teacher: pathlib.Path, workdir: pathlib.Path) -> None:
     """Trains to the end and writes `dit.safetensors`, the student's averaged weights with its adapters merged."""
-    cfg, workdir = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
-    settings = rates(cfg)
-    base = weight_files.load(pathlib.Path(FLAGS.teacher), dit.spec(cfg.dit))
-    door.start_jax()
-    data = latents.window_dataset(
-        latents.weighted(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=settings.student.batch
-    )
-    run = loop.Run(cfg, settings.fake, workdir)
-    batches = loop.batches(data, threads=cfg.data.workers, prefetch=8)
-    state = run.fit(begin(base, cfg), batches, functools.partial(step, base=base, cfg=cfg))
-    moved = state.student.average
+    settings, mesh = rates(cfg), meshes.make_mesh(cfg.train.mesh)
+    where = layout.shardings(meshes.RULES, mesh, unrolled=False, cfg=cfg.dit)
+    base = jax.device_put(weight_files.load(teacher, dit.spec(cfg.dit)), where)
+    state = meshes.make_state(functools.partial(begin, base, cfg), where, mesh)
+    walk = meshes.make_step(functools.partial(step, base=base, cfg=cfg), state, mesh)
+    batches = windows.batches(folders, settings.student.batch, mesh, cfg)
+    state = loop.Run(cfg, settings.fake, workdir, mesh).fit(state, batches, walk)
+    moved, base = meshes.whole(state.student.average), meshes.whole(base)
     done = lora.merge(base, moved, scale=settings.alpha / settings.rank) if settings.rank else moved
-    weight_files.save(workdir / "dit.safetensors", done, dtype="float16")
+    if hosts.first():
+        weight_files.save(workdir / "dit.safetensors", done, dtype="float16")
+
+
+def main() -> None:
+    """One process of the run."""
+    hosts.check()
+    cfg = check.validate(FLAGS.config)
+    rates(cfg)
+    door.start_jax()
+    with hosts.together():
+        train(cfg, FLAGS.latents, pathlib.Path(FLAGS.teacher), pathlib.Path(FLAGS.workdir))
 
 
 if __name__ == "__main__":

@@ -1,124 +1,225 @@
-"""The host loop every training main shares: resume, step, log, save."""
+"""The host loop every training main shares: resume, step, log, save; go back from a loss that left its course.
 
+A run is a folder. Whatever ended it, the same command goes on from its last checkpoint, to the same bits.
+"""
+
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import re
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import grain
 import jax
-import matplotlib
-import orbax.checkpoint as ocp
-import tqdm
 from absl import logging
-from tensorboardX import SummaryWriter
+from jax.sharding import Mesh
 
 from avatar_jax.core import config as configs
 from avatar_jax.core import fields
-from train.optim import TrainState
+from avatar_jax.io.errors import InputError
+from infer import door
+from train import mesh as meshes
+from train import saves
+from train.guard import PATIENCE, Guard, Stop, agreed
+from train.journal import UNKNOWN, Cost, Journal, Meter, Silence, writing
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
-Batch = Any
-StepFn = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
-
-
-class Journal:
-    """Scalars of a run: JSON lines (the record) and TensorBoard, under `workdir`."""
-
-    def __init__(self, workdir: pathlib.Path):
-        workdir.mkdir(parents=True, exist_ok=True)
-        self.path = workdir / "metrics.jsonl"
-        self._board = SummaryWriter(str(workdir / "tensorboard"))
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Appends one line and the same points to TensorBoard."""
-        with self.path.open("a") as lines:
-            lines.write(json.dumps({"step": step, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
-
-    def plot(self, name: str = "loss") -> None:
-        """Redraws `<name>.png` from the record."""
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        if not points:
-            return
-        figure, axes = pyplot.subplots(figsize=(6, 3.5))
-        axes.plot(*zip(*points, strict=True), linewidth=1)
-        axes.set(xlabel="step", ylabel=name, yscale="log")
-        axes.grid(alpha=0.3)
-        figure.savefig(self.path.parent / f"{name}.png", dpi=110, bbox_inches="tight")
-        pyplot.close(figure)
+# What may change between one start of a run and the next: how long, how watched, and on what it runs.
+FREE = re.compile(
+    r"config\.(train\.\w+\.(steps|minutes|log_every|save_every|spike)|train\.mesh\..*|data\.workers|mesh\..*"
+    r"|dit\.(attention|remat))"
+)
 
 
-def manager(workdir: pathlib.Path, save_every: int) -> ocp.CheckpointManager:
-    """Orbax checkpoints at `workdir/checkpoints/<step>`, the last two kept."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=save_every)
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+class Stepped(Protocol):
+    """A state of training: any tree of arrays that counts its optimiser steps."""
+
+    @property
+    def step(self) -> jax.Array:
+        """int32 []."""
+        ...
 
 
-def _restore(checkpoints: ocp.CheckpointManager, state: TrainState, data: grain.DatasetIterator) -> TrainState:
-    latest = checkpoints.latest_step()
-    if latest is None:
-        return state
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    items = checkpoints.restore(
-        latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
-    )
-    data.set_state(items["data"])
-    logging.info("resumed at step %d", latest)
-    return items["state"]
+State = TypeVar("State", bound=Stepped)
+StepFn = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
+
+
+def claim(workdir: pathlib.Path, cfg: configs.TrainingConfig, *, begun: bool) -> None:
+    """Writes `config.json`; of a run that has `begun`, only after it has found the configuration unchanged.
+
+    Raises:
+      ValueError: fields differ that decide what is learned.
+    """
+    record = workdir / "config.json"
+    if begun and record.exists():
+        changed = fields.changed(json.loads(record.read_text()), cfg)
+        kept = [f"{name} (was {old!r})" for name, old in changed.items() if not FREE.fullmatch(name)]
+        if kept:
+            advice = "set them back, or begin another run with another --workdir"
+            raise ValueError(f"{workdir}: is a run of another configuration: {', '.join(kept)} differ; {advice}")
+    if jax.process_index() == 0:
+        with writing(record):
+            record.with_suffix(".part").write_text(fields.to_json(cfg))
+            os.replace(record.with_suffix(".part"), record)
 
 
 @dataclasses.dataclass
 class Run:
-    """A training run in a folder: its configuration, journal and checkpoints."""
+    """A training run in a folder: its configuration, journal and checkpoints.
+
+    On a mesh the batches are spread over it, and the state is where the main has put it.
+    """
 
     cfg: configs.TrainingConfig
     optim: configs.OptimConfig
     workdir: pathlib.Path
+    mesh: Mesh | None = None
+    cost: Cost = UNKNOWN
 
-    def fit(self, state: TrainState, data: grain.DatasetIterator, step_fn: StepFn, *, stride: int = 1) -> TrainState:
+    def fit(self, state: State, data: grain.DatasetIterator, step_fn: StepFn[State], *, stride: int = 1) -> State:
         """Trains to `optim.steps` or for `optim.minutes`, resuming from the last checkpoint; saves at the end.
 
+        SIGTERM saves and ends the program with code 0.
+
         Args:
-          state: where to start without a checkpoint.
+          state: where to start without a checkpoint; any tree with an int32 `step`.
           data: batches, with a place that can be saved.
-          step_fn: takes one batch.
+          step_fn: takes one batch; of its scalars, those named "loss..." must stay finite.
           stride: optimiser steps that one call of `step_fn` makes.
+
+        Raises:
+          ValueError: a run of another configuration or network is in the folder, or the loss does not recover.
+          InputError: the folder cannot be written.
         """
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        (self.workdir / "config.json").write_text(fields.to_json(self.cfg))
-        journal, checkpoints = Journal(self.workdir), manager(self.workdir, self.optim.save_every)
-        state = _restore(checkpoints, state, data)
-        key, start = jax.random.key(self.cfg.data.seed), time.monotonic()
-        first = int(state.step)
-        bar = tqdm.tqdm(total=self.optim.steps, initial=first, unit="step", mininterval=5, dynamic_ncols=True)
-        for done in range(first + stride, self.optim.steps + stride, stride):
-            state, scalars = step_fn(state, next(data), jax.random.fold_in(key, done))
-            bar.update(stride)
-            if done % self.optim.log_every < stride:
-                rate = (done - first) / (time.monotonic() - start)
-                values = {name: float(value) for name, value in scalars.items()} | {"steps_per_second": rate}
-                journal.write(done, values)
-                bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
-            late = self.optim.minutes > 0 and time.monotonic() - start > 60 * self.optim.minutes
-            if late or done >= self.optim.steps or done % self.optim.save_every < stride:
-                items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data.get_state()))
-                checkpoints.save(done, args=items, force=True)
-                journal.plot()
+        fit = _Fit(self, state, data, step_fn, stride)
+        try:
+            with Stop() as stop:
+                return fit.run(stop)
+        finally:
+            fit.close()
+
+
+class _Fit:
+    """One start of a run: what moves while it trains."""
+
+    def __init__(self, run: Run, state: Any, data: grain.DatasetIterator, step_fn: StepFn, stride: int):
+        self.about, self.state, self.data, self.step_fn, self.stride = run, state, data, step_fn, stride
+        with writing(run.workdir):
+            run.workdir.mkdir(parents=True, exist_ok=True)
+        self.saves = saves.Saves(run.workdir / "checkpoints")
+        self.good, self.returns = self.saves.latest(), 0  # the newest checkpoint, and how often it was gone back to
+        claim(run.workdir, run.cfg, begun=self.good is not None)
+        self.guard, self.target = Guard(run.optim.spike), saves.abstract(state)
+        if self.good is not None:
+            place = self.restore(self.good)
+            self.data.set_state(place["data"])
+            logging.info("resumed at step %d", self.good)
+        self.done = int(self.state.step)
+        first = jax.process_index() == 0
+        self.journal = Journal(run.workdir, step=self.done, steps=run.optim.steps) if first else Silence()
+        self.meter = Meter(run.cost, run.mesh.size if run.mesh else 1)
+        self.key, self.waiting = jax.random.key(run.cfg.data.seed), {}  # the scalars of a step not judged yet
+
+    def restore(self, step: int) -> dict[str, Any]:
+        """The state of a checkpoint; what else it keeps."""
+        self.state, place = self.saves.restore(step, self.target)
+        self.guard.go_back(place.get("guard", Guard(0.0).place()))
+        return place
+
+    def save(self) -> None:
+        """A checkpoint of this step."""
+        with self.meter.timed("save"):
+            place = {"data": self.data.get_state(), "guard": self.guard.place()}
+            self.saves.save(self.done, self.state, place)
+            self.journal.plot()
+        self.good, self.returns = self.done, 0
+
+    def step(self) -> dict[str, jax.Array]:
+        """One call of the step function; its scalars. Every batch has a key of its own, those left out too."""
+        with self.meter.timed("data"):
+            batch = meshes.spread(next(self.data), self.about.mesh)
+        self.done += self.stride
+        key = jax.random.fold_in(self.key, self.done + self.guard.skipped)
+        self.state, scalars = self.step_fn(self.state, batch, key)
+        self.meter.count()
+        return scalars
+
+    def judge(self, scalars: dict[str, jax.Array], *, at_once: bool) -> str:
+        """What is wrong, or ''. Of the step before this one, which runs meanwhile; `at_once`, of this one too."""
+        wrong, self.waiting = self.guard.judge(self.waiting), scalars
+        if at_once and not wrong:
+            wrong, self.waiting = self.guard.judge(scalars), {}
+        return wrong
+
+    def go_back(self, wrong: str) -> None:
+        """To the last checkpoint, the batches since then left out. Raises ValueError if that has not helped."""
+        good, bad = self.good or 0, self.done
+        if self.returns == PATIENCE:
+            advice = f"lower the rates of config.train, or look at the data; checkpoint {good} is whole"
+            raise ValueError(f"step {bad}: {wrong}, after {PATIENCE} returns to step {good}; {advice}")
+        skipped = self.guard.skipped + bad - good
+        self.saves.finish()
+        self.restore(good)
+        self.guard.skipped, self.done, self.waiting = skipped, good, {}
+        self.returns += 1
+        logging.warning("step %d: %s; back to step %d, the batches since then left out", bad, wrong, good)
+        self.journal.write(good, {"left_out": bad - good})
+        self.journal.bar.update(good - bad)
+
+    def due(self, every: int) -> bool:
+        """Whether something that is done so often is to be done now."""
+        return self.done % every < self.stride
+
+    def run(self, stop: Stop) -> Any:
+        """Trains to the end."""
+        optim, start = self.about.optim, time.monotonic()
+        if self.good is None:
+            self.save()  # where to go back to
+        while self.done < optim.steps:
+            scalars = self.step()
+            self.journal.bar.update(self.stride)
+            stopped = stop.asked()
+            late = optim.minutes > 0 and agreed(time.monotonic() - start > 60 * optim.minutes)
+            save = stopped or late or self.done >= optim.steps or self.due(optim.save_every)
+            wrong = self.judge(scalars, at_once=save or self.due(optim.log_every))
+            if wrong and not stopped:
+                self.go_back(wrong)
+                if not late:
+                    continue
+            elif not wrong and self.due(optim.log_every):
+                values = {name: float(value) for name, value in scalars.items()}
+                self.journal.write(self.done, values | self.meter.read(self.stride))
+            if save and not wrong:
+                self.save()
+            if stopped:
+                self.leave()
             if late:
                 break
-        checkpoints.wait_until_finished()
-        bar.close()
-        return state
+        self.saves.finish()
+        return self.state
+
+    def close(self) -> None:
+        """Lets the save that is under way end, whatever ended the run."""
+        with contextlib.suppress(InputError):  # it has been said
+            self.saves.finish()
+        self.journal.close()
+
+    def leave(self) -> None:
+        """Ends the program: SIGTERM asked for it."""
+        self.saves.finish()
+        if jax.process_index() == 0:
+            door.say(f"stopped at step {self.good}, saved in {self.saves.folder}; the same command goes on from there")
+        sys.exit(0)
 
 
 def batches(dataset: grain.MapDataset, *, threads: int, prefetch: int) -> grain.DatasetIterator:
-    """An iterator with a saved place over a batched dataset, rendered ahead in threads."""
+    """An iterator with a saved place over a batched dataset, rendered ahead in threads. ValueError if it is empty."""
+    if not len(dataset):
+        raise ValueError(
+            "there is nothing to train on: the dataset is empty; make clips first, as docs/training.md says"
+        )
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))

@@ -1,5 +1,6 @@
 """The optimiser and the state of a training run."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -57,6 +58,30 @@ def empty(weights: Weights, cfg: OptimConfig) -> TrainState:
     """A fresh state; the average starts as a copy, so both may be donated."""
     copy = jax.tree.map(jnp.copy, weights)
     return TrainState(jnp.zeros((), jnp.int32), weights, copy, make_optimiser(cfg).init(weights))
+
+
+def gradient(
+    loss: Callable[..., tuple[jax.Array, dict]], weights: Weights, batch: Any, key: jax.Array, *, pieces: int
+) -> tuple[Weights, dict]:
+    """Gradient and scalars of `loss(weights, batch, key)`, the means over so many pieces of the batch.
+
+    The pieces go one after the other and need the memory of one. Piece i has the rows i, i + pieces, ..., so that of a
+    batch that is spread over devices every device has some; and a key of its own. For a loss that is a mean over rows
+    and draws nothing this is the whole batch's gradient.
+    """
+    once = jax.grad(loss, has_aux=True)
+    if pieces == 1:
+        return once(weights, batch, key)
+    split = jax.tree.map(lambda rows: rows.reshape(-1, pieces, *rows.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.random.split(key, pieces)
+    shapes = jax.eval_shape(once, weights, *jax.tree.map(lambda rows: rows[0], (split, keys)))
+
+    def add(total: Any, piece: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, once(weights, *piece)), None
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (split, keys))
+    return jax.tree.map(lambda leaf: leaf / pieces, total)
 
 
 def step(state: TrainState, gradient: Weights, *, cfg: OptimConfig) -> TrainState:

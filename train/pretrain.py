@@ -12,13 +12,14 @@ from absl import flags
 
 from avatar_jax.core import check, spec
 from avatar_jax.core import config as configs
-from avatar_jax.data import latents
 from avatar_jax.diffusion import flow
 from avatar_jax.io import weights as weight_files
-from avatar_jax.models import dit, mel
+from avatar_jax.models import dit, layout
 from avatar_jax.stream import rollout, window
-from infer import door
-from train import loop, optim, tied, windows
+from infer import door, hosts
+from infer.aot import counts
+from train import journal, loop, optim, tied, windows
+from train import mesh as meshes
 
 FLAGS = flags.FLAGS
 
@@ -26,6 +27,7 @@ FLAGS = flags.FLAGS
 def define() -> None:
     """The flags."""
     door.define_config("configs/tiny.py")
+    hosts.define()
     flags.DEFINE_string("latents", "runs/tiny/latents", "Folders of train.latents or train.prepare: a=3,b=1 by weight.")
     flags.DEFINE_string("workdir", "runs/tiny/pretrain", "Where checkpoints, metrics and weights go.")
     flags.DEFINE_string("init", "", "Weights to start from; what they lack is drawn anew. Default: all is.")
@@ -117,24 +119,50 @@ def loss_fn(p: dict, batch: windows.Batch, key: jax.Array, *, cfg: configs.Train
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
 def step(state: optim.TrainState, batch: windows.Batch, key: jax.Array, *, cfg: configs.TrainingConfig):
     """One training step. Returns the state and scalars."""
-    (_, scalars), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.weights, batch, key, cfg=cfg)
+    loss = functools.partial(loss_fn, cfg=cfg)
+    gradient, scalars = optim.gradient(loss, state.weights, batch, key, pieces=cfg.train.dit.accumulate)
     return optim.step(state, gradient, cfg=cfg.train.dit), scalars
 
 
+def cost(cfg: configs.TrainingConfig) -> journal.Cost:
+    """Noisy tokens of a batch, and the operations of a step: thrice those of a forward pass."""
+    blocks, frame = cfg.train.dit_blocks, cfg.tokens_per_frame
+    frames, tokens = blocks * cfg.stream.block_latents, cfg.stream.block_latents * frame
+    seen = [min(block + 1, cfg.stream.window_blocks) * tokens for block in range(blocks)]
+    window = sum(counts.block(cfg.dit, tokens, ring, frame) for ring in seen)
+    window += counts.level(cfg.dit, frames) + counts.prefill(cfg.dit, frame, {})
+    window += counts.hear(cfg.dit, frames) + counts.audio_encoder(cfg.dit, cfg.stream.audio_context + 4 * frames)
+    batch = cfg.train.dit.batch
+    return journal.Cost(batch * blocks * tokens, 3.0 * batch * window)
+
+
+def train(cfg: configs.TrainingConfig, folders: str, workdir: pathlib.Path, init: str = "") -> None:
+    """Trains on the latents of folders, to the end, and writes `dit.safetensors` from the averaged weights."""
+    rates, mesh = cfg.train.dit, meshes.make_mesh(cfg.train.mesh)
+
+    def fresh() -> optim.TrainState:
+        drawn = spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed))
+        if init:
+            drawn = weight_files.into(drawn, pathlib.Path(init))
+        return optim.empty(dit.lay_out(drawn, cfg.dit), rates)
+
+    where = layout.shardings(meshes.RULES, mesh, unrolled=cfg.dit.layer_loop == "unroll", cfg=cfg.dit)
+    state = meshes.make_state(fresh, where, mesh)
+    walk = meshes.make_step(functools.partial(step, cfg=cfg), state, mesh)
+    batches = windows.batches(folders, rates.batch, mesh, cfg)
+    state = loop.Run(cfg, rates, workdir, mesh, cost(cfg)).fit(state, batches, walk)
+    average = dit.gather(meshes.whole(state.average))
+    if hosts.first():
+        weight_files.save(workdir / "dit.safetensors", average, dtype="float16")
+
+
 def main() -> None:
-    """Trains to the end and writes `dit.safetensors` from the averaged weights."""
-    cfg, workdir = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
+    """One process of the run."""
+    hosts.check()
+    cfg = check.validate(FLAGS.config)
     door.start_jax()
-    drawn = spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed))
-    if FLAGS.init:
-        drawn = weight_files.into(drawn, pathlib.Path(FLAGS.init))
-    state = optim.empty(dit.lay_out(drawn, cfg.dit), cfg.train.dit)
-    data = latents.window_dataset(
-        latents.weighted(FLAGS.latents), cfg, silence=mel.silence(cfg.mel), batch=cfg.train.dit.batch
-    )
-    run = loop.Run(cfg, cfg.train.dit, workdir)
-    state = run.fit(state, loop.batches(data, threads=cfg.data.workers, prefetch=8), functools.partial(step, cfg=cfg))
-    weight_files.save(workdir / "dit.safetensors", dit.gather(state.average), dtype="float16")
+    with hosts.together():
+        train(cfg, FLAGS.latents, pathlib.Path(FLAGS.workdir), FLAGS.init)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,33 @@
 import dataclasses
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from avatar_jax.core import config as configs
+from avatar_jax.data import latents
 from avatar_jax.models import mel
 from avatar_jax.stream.state import Speaker
+from train import loop
+from train import mesh as meshes
 
 Batch = dict[str, Any]
 Speakers = tuple[Speaker, ...]
 NOTHING = (
     0.0  # what features are where the sound is dropped, as published (live_avatar.md section 16); no silence is it
 )
+
+
+def batches(folders: str, batch: int, mesh: Mesh, cfg: configs.TrainingConfig) -> grain.DatasetIterator:
+    """This process' rows of batches of windows, from folders as `latents.weighted` reads them."""
+    share = meshes.share(batch, mesh)
+    data = latents.window_dataset(
+        latents.weighted(folders), cfg, silence=mel.silence(cfg.mel), batch=batch // share.count
+    )
+    paired = latents.paired(share.of(data), cfg.train.dit_beside)
+    return loop.batches(paired, threads=cfg.data.workers, prefetch=8)
 
 
 def sized(batch: Batch, cfg: configs.TrainingConfig) -> configs.TrainingConfig:

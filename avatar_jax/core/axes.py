@@ -66,7 +66,9 @@ def partition(leaf: Leaf, rules: Rules, mesh: Mesh, path: str = "a weight") -> P
 def shardings(spec: Spec, rules: Rules, mesh: Mesh) -> dict[str, Any]:
     """The sharding of every weight of `spec`; raises ValueError as `partition`, naming the weight."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, partition(leaf, rules, mesh, jax.tree_util.keystr(path, simple=True))),
+        lambda path, leaf: NamedSharding(
+            mesh, partition(leaf, rules, mesh, jax.tree_util.keystr(path, simple=True, separator="/"))
+        ),
         dict(spec),
         is_leaf=lambda leaf: isinstance(leaf, Leaf),
     )

@@ -10,6 +10,7 @@ HISTORIES = ("timestep", "clean", "noised")
 AUDIO_HISTORIES = ("heard", "repeated")
 DRIVERS = ("spmd", "chain")
 ENGINES = ("sink", "knot")
+REMATS = ("none", "layer", "attended", "products")
 SOLVERS = ("unipc", "dpm", "euler")
 _REACH = 2  # video frames after a frame that its wav2vec2 feature is interpolated from
 
@@ -34,6 +35,7 @@ def _picture(cfg: configs.PictureConfig) -> None:
     _require(d.heads > 0 and d.width % (2 * d.heads) == 0, "dit.heads", d.heads, f"must split width={d.width} evenly")
     _require(all(0 <= i < d.layers for i in d.audio_inject), "dit.audio_inject", d.audio_inject, "block out of range")
     _one_of("dit.layer_loop", d.layer_loop, ("scan", "unroll"))
+    _one_of("dit.remat", d.remat, REMATS)
 
 
 def _text(text: configs.Umt5Config | None, dit: configs.DitConfig) -> None:
@@ -166,6 +168,25 @@ def _clip(cfg: configs.ClipConfig) -> None:
     _require(cfg.sample.shift > 0, "sample.shift", cfg.sample.shift, "must be positive")
 
 
+def _optim(o: configs.OptimConfig, field: str) -> None:
+    _require(o.accumulate >= 1, f"{field}.accumulate", o.accumulate, "must be at least 1")
+    _require(o.batch % o.accumulate == 0, f"{field}.batch", o.batch, f"must be a multiple of accumulate={o.accumulate}")
+    _require(o.spike == 0 or o.spike > 1, f"{field}.spike", o.spike, "must be above 1, or 0 for none")
+
+
+def _train_mesh(cfg: configs.TrainingConfig) -> None:
+    mesh, d, o = cfg.train.mesh, cfg.dit, cfg.train.dit
+    for name in ("data", "fsdp", "tensor"):
+        _require(getattr(mesh, name) >= 1, f"train.mesh.{name}", getattr(mesh, name), "must be at least 1")
+    for name, size in (("heads", d.heads), ("ffn", d.ffn)):
+        divides = size % mesh.tensor == 0
+        _require(divides, "train.mesh.tensor", mesh.tensor, f"must divide config.dit.{name}={size}")
+    _require(d.width % mesh.fsdp == 0, "train.mesh.fsdp", mesh.fsdp, f"must divide config.dit.width={d.width}")
+    pieces = mesh.data * mesh.fsdp * o.accumulate
+    told = f"must be a multiple of {pieces}, train.mesh.data x fsdp x train.dit.accumulate"
+    _require(o.batch % pieces == 0, "train.dit.batch", o.batch, told)
+
+
 def validate(cfg: Run) -> Run:
     """Returns `cfg` if it describes a possible system; raises ValueError naming the dotted field otherwise."""
     _picture(cfg)
@@ -179,4 +200,7 @@ def validate(cfg: Run) -> Run:
         _require(frames % cfg.block_frames == 0, "data.video_frames", frames, "whole blocks")
         dropped = cfg.train.dit_drop_signal
         _require(0.0 <= dropped <= 1.0, "train.dit_drop_signal", dropped, "a share, 0 to 1")
+        for name in ("vae", "decoder", "dit"):
+            _optim(getattr(cfg.train, name), f"train.{name}")
+        _train_mesh(cfg)
     return cfg

@@ -7,7 +7,7 @@ Dataclasses are hashable and treated as frozen after `check.validate`, so they a
 import dataclasses
 from typing import Any, NamedTuple
 
-from avatar_jax.core.effort import DistillConfig, OptimConfig
+from avatar_jax.core.effort import DistillConfig, OptimConfig, TrainMesh
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -114,6 +114,7 @@ class DitConfig:
     compute_dtype: str
     attention: str  # kernel name, see avatar_jax/nn/attention.py
     signals: tuple[Signal, ...] = ()  # read by the audio injectors, a token a latent frame each
+    remat: str = "none"  # what a layer keeps for its backward pass, see avatar_jax/nn/remat.py
 
     @property
     def head_size(self) -> int:
@@ -282,6 +283,7 @@ class TrainConfig:
     dit_whole: float = 0.0  # share of steps that see a window whole, at one noise level: they make the teacher
     dit_beside: int = 0  # every so many batches hold pairs of pictures side by side, two speakers; 0: none
     distill: DistillConfig | None = None
+    mesh: TrainMesh = dataclasses.field(default_factory=TrainMesh)
 
 
 @dataclasses.dataclass(unsafe_hash=True)

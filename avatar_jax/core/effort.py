@@ -1,4 +1,4 @@
-"""How a network is trained: the settings of an optimiser, and of a second stage."""
+"""The part of the configuration schema that says how something is trained: at which rates, on how many devices."""
 
 import dataclasses
 
@@ -19,6 +19,22 @@ class OptimConfig:
     log_every: int
     save_every: int
     minutes: float  # stop training after this much wall time (0: never)
+    accumulate: int = 1  # pieces of a batch that are gone through one after the other, their gradients averaged
+    spike: float = 10.0  # times the usual loss from which one is a spike, and the run goes back (0: only if not finite)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class TrainMesh:
+    """The devices of a training run: data x fsdp x tensor."""
+
+    data: int = 1  # that share a batch and hold the same weights
+    fsdp: int = 1  # that share a batch too, and each weight with its optimiser state between them
+    tensor: int = 1  # that split each layer's heads and inner width
+
+    @property
+    def devices(self) -> int:
+        """Devices that train."""
+        return self.data * self.fsdp * self.tensor
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -107,6 +107,11 @@ def beside(batch: Batch) -> Batch:
     return wide | jax.tree.map(lambda rows: np.concatenate([rows[::2], rows[1::2]], 1), both)
 
 
+def paired(batches: grain.MapDataset, every: int) -> grain.MapDataset:
+    """Batches of which every so many hold pairs of pictures `beside` each other; 0: none do."""
+    return batches.map_with_index(lambda i, given: given if (i + 1) % every else beside(given)) if every else batches
+
+
 def _check_signals(shard: str, cfg: TrainingConfig) -> None:
     """ValueError unless the shard's clips have the signals that `cfg` wants."""
     source: Any = grain.sources.ArrayRecordDataSource([shard])
@@ -153,9 +158,8 @@ def window_dataset(
 ) -> grain.MapDataset:
     """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, S, A, 1, W].
 
-    With them "signals", each of `cfg.dit.signals` by name, [B, S, 4F, width]. S speakers: one, or where the
-    configuration wants pictures `beside` each other, two in some batches. Of several folders, each gives windows in
-    proportion to its weight, and shuffles and repeats by itself.
+    With them "signals", each of `cfg.dit.signals` by name, [B, S, 4F, width]. S speakers: one (`paired` makes two). Of
+    several folders, each gives windows in proportion to its weight, and shuffles and repeats by itself.
 
     Raises:
       ValueError: no shards in a folder, or shards without those signals.
@@ -163,5 +167,4 @@ def window_dataset(
     weights = {folder: 1.0} if isinstance(folder, pathlib.Path) else folder
     parts = [_shuffled(part, cfg) for part in weights]
     records = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, list(weights.values()))
-    windows, every = records.random_map(_Window(cfg, silence)).batch(batch), cfg.train.dit_beside
-    return windows.map_with_index(lambda i, given: given if (i + 1) % every else beside(given)) if every else windows
+    return records.random_map(_Window(cfg, silence)).batch(batch)

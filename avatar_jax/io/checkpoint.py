@@ -13,7 +13,7 @@ from avatar_jax.core import config as configs
 from avatar_jax.io.errors import InputError
 
 TOKENIZER = "spiece.model"
-_RUNTIME = ("layer_loop", "compute_dtype", "attention")  # how a network runs, not what it is
+_RUNTIME = ("layer_loop", "compute_dtype", "attention", "remat")  # how a network runs, not what it is
 Part = configs.DitConfig | configs.VaeConfig | configs.Umt5Config | configs.Wav2Vec2Config
 
 

@@ -39,7 +39,7 @@ def encoder_spec(cfg: DitConfig) -> dict:
         "global": _conv_spec(cfg.audio_width, group),
         "conv2": _conv_spec(group, width // 2),
         "conv3": _conv_spec(width // 2, width),
-        "final": dense.spec(width, width, ("embed", "embed")),
+        "final": dense.spec(width, width, ("embed", None)),
         "padding": Leaf((width,), (None,), "zeros"),
     }
 

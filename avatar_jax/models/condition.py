@@ -50,7 +50,7 @@ def spec(cfg: DitConfig) -> dict:
     if cfg.text_width:
         tree["text"] = {
             "in": dense.spec(cfg.text_width, width, (None, "embed")),
-            "out": dense.spec(width, width, ("embed", "embed")),
+            "out": dense.spec(width, width, ("embed", None)),
         }
     if cfg.image_width:
         tree["image"] = {

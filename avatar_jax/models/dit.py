@@ -26,7 +26,7 @@ from avatar_jax.models import audio, condition, signal
 from avatar_jax.models import level as levels
 from avatar_jax.models.level import TIMESTEPS as TIMESTEPS
 from avatar_jax.models.level import Level, level
-from avatar_jax.nn import attention, bands, dense, embed, kv, norm
+from avatar_jax.nn import attention, bands, dense, embed, kv, norm, remat
 from avatar_jax.nn.rope import Phase, join, rotate
 
 NOWHERE = Phase(np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32))  # of no tokens
@@ -113,7 +113,7 @@ def _block(
     q = attention.queries(p["self"], h, heads=cfg.heads, eps=cfg.eps)
     k, v = attention.keys_values(p["self"], h, heads=cfg.heads, eps=cfg.eps)
     mixed, state = attend(q, k, v, state)
-    y = (x + gate1 * attention.output(p["self"], mixed)).astype(x.dtype)
+    y = (x + gate1 * attention.output(p["self"], remat.attended(mixed))).astype(x.dtype)
     if memories:
         h = norm.affine(p["norm3"], norm.layer_norm(y, cfg.eps)).astype(x.dtype)
         y += attention.cross(p["cross"], h, memories, heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention)
@@ -160,7 +160,7 @@ def _run(
         spoken = audio.inject(kv.layer(p["audio"]["injectors"], injector), spoken, heard[injector], cfg=cfg)
         return jax.lax.dynamic_update_slice(x, spoken.reshape(len(x), noisy, -1), (0, 0, 0))
 
-    cross = kv.nothing(p["blocks"]) if cross is None else cross
+    cross, body = kv.nothing(p["blocks"]) if cross is None else cross, remat.wrap(body, cfg.remat)
     for start, stop, injector in _segments(cfg):
         if rewrite:
             x, states = kv.rewrite(body, x, p["blocks"], cross, states, start=start, stop=stop)

@@ -20,7 +20,7 @@ def spec(cfg: DitConfig) -> dict:
     width = cfg.width
     return {
         "in": dense.spec(cfg.freq, width, (None, "embed")),
-        "out": dense.spec(width, width, ("embed", "embed")),
+        "out": dense.spec(width, width, ("embed", None)),
         "projection": dense.spec(width, 6 * width, ("embed", None)),
     }
 

@@ -28,7 +28,7 @@ def spec(cfg: DitConfig) -> dict:
         signal.name: {
             "in": dense.spec(signal.width, group, (None, None)),
             "absent": Leaf((group,), (None,), "zeros"),
-            "out": dense.spec(cfg.width, cfg.width, ("embed", "embed")),
+            "out": dense.spec(cfg.width, cfg.width, ("embed", None)),
         }
         for signal in cfg.signals
     }

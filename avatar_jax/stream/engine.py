@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from avatar_jax.core import axes, quant
 from avatar_jax.core.config import Config
-from avatar_jax.models import dit
+from avatar_jax.models import layout
 from avatar_jax.nn import kv
 from avatar_jax.stream import knot, rollout, saved
 from avatar_jax.stream.state import BlockInput, Scene, StreamState, Tied, Weights
@@ -162,12 +162,8 @@ def place(weights: Weights, mesh: Mesh, cfg: Config) -> Weights:
     Raises:
       ValueError: heads or widths that do not split over the mesh's tensor axis.
     """
-    lying = axes.shardings(dit.spec(cfg.dit), axes.TENSOR_PARALLEL, mesh)
-    if isinstance(weights.dit["blocks"], tuple):
-        lying["blocks"] = (axes.one_layer(lying["blocks"]),) * cfg.dit.layers
-        if "audio" in lying:
-            injectors = axes.one_layer(lying["audio"]["injectors"])
-            lying["audio"] |= {"injectors": (injectors,) * len(cfg.dit.audio_inject)}
+    unrolled = isinstance(weights.dit["blocks"], tuple)
+    lying = layout.shardings(axes.TENSOR_PARALLEL, mesh, unrolled=unrolled, cfg=cfg.dit)
 
     def lay(leaf: Any, where: Any) -> Any:
         return jax.tree.map(axes.lay, leaf, quant.place(leaf, where) if isinstance(leaf, quant.QTensor) else where)
