@@ -16,6 +16,7 @@ class ReaderConfig:
     """One training run of the reader."""
 
     seed: int
+    towers: tuple[str, ...]  # what is trained; the others stay as they began
     identities: int  # faces in the training pool
     frames_each: int  # frames rendered of each
     batch: int
@@ -35,6 +36,7 @@ def get_config() -> ReaderConfig:
     """The embedded reader."""
     return ReaderConfig(
         seed=0,
+        towers=("mouth", "face", "pose"),
         identities=3000,
         frames_each=8,
         batch=64,
