@@ -6,6 +6,7 @@ Train:  python -m train.latents --config=configs/tiny_driven.py --vae=runs/tiny/
             --workdir=runs/tiny_driven/pretrain
 Run:    python -m infer.stream --config=configs/tiny_driven.py --checkpoint=runs/tiny_driven/weights \\
             --image=face.png --audio=speech.wav --signals=head.npz --output=talk.mp4
+        (--drive=actor.mp4 instead of --signals takes them from a video of a drawn face, and its sound without --audio)
         (the checkpoint folder holds dit.safetensors of this run and vae.safetensors of the tiny one)
 
 No weights come with it. The mouth is left to the sound.

@@ -20,7 +20,7 @@ FLAGS = flags.FLAGS
 def check_request(cfg: configs.ClipConfig) -> tuple[Path, Path, list[str]]:
     """Reads the flags and checks them: the output, the checkpoint, the prompts. Raises ValueError."""
     check.validate(cfg)
-    for flag in ("image", "audio", "speakers", "signals"):
+    for flag in ("image", "audio", "speakers", "signals", "drive"):
         if getattr(FLAGS, flag) is not None:
             raise InputError(f"--{flag}: config {cfg.name!r} makes a clip from a prompt alone; leave it out")
     output = order.check_output(FLAGS.output, overwrite=FLAGS.overwrite)

@@ -6,10 +6,10 @@ import numpy as np
 
 from avatar_jax.core import check
 from avatar_jax.core import config as configs
-from avatar_jax.io import checkpoint, video
+from avatar_jax.io import checkpoint, pictures, video
 from avatar_jax.io.errors import InputError, open_input
 from avatar_jax.io.image import fit_portrait, load_mask, load_portrait
-from infer import door
+from infer import door, drive
 
 AREA_CELL = 64  # pixels: the coarsest motion token covers so many, so nothing of the picture is left out
 Signals = dict[str, np.ndarray]  # by name, float32 [T, width]
@@ -104,6 +104,18 @@ def check_signals(paths: list[str], recordings: int, cfg: configs.Config) -> lis
             f"--signals: {len(paths)} files for {recordings} recordings; give at most one for each --audio"
         )
     return [_signals(path, cfg) for path in paths]
+
+
+def check_drive(paths: list[str], recordings: int, cfg: configs.Config) -> list[Path]:
+    """Driving videos of the first speakers. Raises InputError; what is drawn in them cannot be checked."""
+    if paths and not drive.visible(cfg):
+        raise InputError(f"--drive: the model of config {cfg.name!r} reads no signal that a video shows; leave it out")
+    if len(paths) > recordings:
+        raise InputError(f"--drive: {len(paths)} videos for {recordings} recordings; give at most one for each --audio")
+    for path in paths:
+        with pictures.open_frames(path, fps=cfg.video.fps):
+            pass
+    return [Path(path) for path in paths]
 
 
 def check_output(path: str | None, *, overwrite: bool) -> Path:

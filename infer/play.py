@@ -1,13 +1,14 @@
 """Recordings through the live engine, block after block, without letting the devices wait for the host."""
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from avatar_jax.core import config as configs
 from avatar_jax.io.audio import AudioStream, aligned
+from infer.drive import Drive
 
 BEHIND = 1  # blocks that may still be under way while another one is read
 Drawn = list[Any]  # blocks, each uint8 [T, H, W, 3], perhaps not yet computed
@@ -30,17 +31,14 @@ class Engine(Protocol):
 
 
 def speak(
-    engine: Engine, audio: Sequence[AudioStream], signals: Sequence[Mapping[str, np.ndarray]], cfg: configs.Config
+    engine: Engine, audio: Sequence[AudioStream], drives: Sequence[Drive], cfg: configs.Config
 ) -> Iterator[Drawn]:
     """Pushes each speaker's recording and signals, a block at a time and in step, to the end of the longest."""
-    block = 0
     while (piece := aligned([stream.read(cfg.block_samples) for stream in audio])).size:
-        frames = slice(block * cfg.block_frames, (block + 1) * cfg.block_frames)
-        for speaker, given in enumerate(signals):
-            for name, rows in given.items():
-                engine.push_signals(name, rows[frames], speaker)
+        for speaker, drive in enumerate(drives):
+            for name, rows in drive.read(cfg.block_frames).items():
+                engine.push_signals(name, rows, speaker)
         yield [drawn for speaker, sound in enumerate(piece) for drawn in engine.push_audio(sound, speaker)]
-        block += 1
     yield engine.finish()
 
 

@@ -2,6 +2,8 @@
 
     python -m infer.stream --image=face.png --audio=speech.wav --output=talk.mp4
     python -m infer.stream --image=pair.png --audio=ann.wav --audio=bob.wav --speakers=left,right --output=talk.mp4
+    python -m infer.stream --config=configs/tiny_driven.py --checkpoint=runs/tiny_driven/weights \\
+        --image=face.png --drive=actor.mp4 --output=talk.mp4
     python -m infer.stream --config=configs/live_avatar_14b.py --checkpoint=weights/live_avatar \\
         --image=face.png --audio=speech.wav --prompt="She tells a story" --output=talk.mp4
     python -m infer.stream --config=configs/wan_t2v_1b3.py --checkpoint=weights/wan_t2v_1b3 \\
@@ -30,7 +32,7 @@ from avatar_jax.core import config as configs
 from avatar_jax.io.audio import AudioStream, mix, open_audio, verify_audio
 from avatar_jax.io.errors import InputError
 from avatar_jax.io.video import CODECS, VideoWriter
-from infer import clip, door, hosts, order, play, summary
+from infer import clip, door, drive, hosts, order, play, summary
 
 FLAGS = flags.FLAGS
 SOUND_HZ = 48_000  # the video keeps the recording's full band; the model hears 16 kHz
@@ -47,6 +49,7 @@ class Request:
     portrait: np.ndarray  # uint8 [H, W, 3]
     masks: np.ndarray | None  # [speakers, H, W]
     signals: list[order.Signals]  # of the first speakers
+    drive: list[Path]  # their driving videos, where there are no signals
     prompt: str | None
     seconds: float
     overwrite: bool
@@ -69,6 +72,8 @@ def define() -> None:
     flags.DEFINE_list("speakers", None, shown)
     driven = "Driving signals: an .npz of arrays [video frames, width], named as in config.dit.signals."
     flags.DEFINE_multi_string("signals", None, f"{driven} Once for each --audio, if at all.")
+    watched = "Driving video of a drawn face, instead of --signals: what is seen in it and, without --audio, heard."
+    flags.DEFINE_multi_string("drive", None, f"{watched} Once for each --audio, if at all.")
     flags.DEFINE_string("prompt", None, "What the video shows, for models that read text.")
     flags.DEFINE_string("negative_prompt", "", "What a clip from a prompt should not look like.")
     flags.DEFINE_string("output", None, "The video to write, an .mp4 name (required).")
@@ -85,13 +90,17 @@ def check_request() -> Request:
     hosts.check()
     output = order.check_output(FLAGS.output, overwrite=FLAGS.overwrite)
     image = FLAGS.image if FLAGS.image is not None else door.embedded("portrait.png")
-    audio = [Path(path) for path in FLAGS.audio or [door.embedded("speech.wav")]]
-    if output.exists() and any(path.exists() and output.samefile(path) for path in audio):
-        raise InputError(f"{FLAGS.output}: is the recording itself; choose another --output")
+    audio = [Path(path) for path in FLAGS.audio or FLAGS.drive or [door.embedded("speech.wav")]]
+    for kind, paths in (("recording", audio), ("driving video", map(Path, FLAGS.drive or []))):
+        if output.exists() and any(path.exists() and output.samefile(path) for path in paths):
+            raise InputError(f"{FLAGS.output}: is the {kind} itself; choose another --output")
     cfg, portrait = order.check_portrait(image, cfg)
     checkpoint, prompt = order.check_checkpoint(FLAGS.checkpoint, cfg), order.check_prompt(FLAGS.prompt, cfg)
     masks = order.check_speakers(FLAGS.speakers, len(audio), cfg)
+    if FLAGS.signals and FLAGS.drive:
+        raise InputError("--drive: --signals drives the same speaker; give one of the two")
     signals = order.check_signals(FLAGS.signals or [], len(audio), cfg)
+    driving = order.check_drive(FLAGS.drive or [], len(audio), cfg)
     return Request(
         cfg=cfg,
         audio=audio,
@@ -100,6 +109,7 @@ def check_request() -> Request:
         portrait=portrait,
         masks=masks,
         signals=signals,
+        drive=driving,
         prompt=prompt,
         seconds=max(map(verify_audio, audio)),
         overwrite=FLAGS.overwrite,
@@ -141,7 +151,7 @@ def run(
     meter: summary.SyncMeter | None,
     progress: Any,
     *,
-    signals: list[order.Signals],
+    drives: Sequence[drive.Drive],
     cfg: configs.Config,
 ) -> summary.Timing:
     """Feeds recordings to the engine as if they were live and writes what comes out.
@@ -153,12 +163,12 @@ def run(
         writer: takes frames and sound.
         meter: measures the lip sync, where it can.
         progress: a tqdm bar in seconds of video.
-        signals: what else drives each speaker.
+        drives: what else drives each speaker.
         cfg: the run; a block of sound is pushed at a time.
     """
     timing, start = summary.Timing(), time.perf_counter()
     began = start
-    for frames in play.frames(play.speak(engine, audio, signals, cfg)):
+    for frames in play.frames(play.speak(engine, audio, drives, cfg)):
         timing.first_frame_s = timing.first_frame_s or time.perf_counter() - start
         under = mix([stream.read(len(frames) * SOUND_HZ // writer.fps) for stream in sound])
         writer.write(frames, under)
@@ -169,6 +179,12 @@ def run(
         progress.update(len(frames) / writer.fps)
         began = time.perf_counter()
     return timing
+
+
+def open_drives(request: Request, opened: contextlib.ExitStack) -> list[drive.Drive]:
+    """What drives the first speakers beside their sound."""
+    seen = [opened.enter_context(drive.open_drive(path, request.cfg)) for path in request.drive]
+    return seen or [drive.Drive(iter([rows])) for rows in request.signals]
 
 
 def make_video(request: Request, engine: play.Engine) -> tuple[summary.Timing, dict[str, Any] | None, tuple[int, int]]:
@@ -199,8 +215,9 @@ def make_video(request: Request, engine: play.Engine) -> tuple[summary.Timing, d
             [opened.enter_context(open_audio(path, audio_hz=hz)) for path in request.audio]
             for hz in (cfg.sound.audio_hz, SOUND_HZ)
         )
+        drives = open_drives(request, opened)
         try:
-            timing = run(engine, audio, sound, writer, meter, bar, signals=request.signals, cfg=cfg)
+            timing = run(engine, audio, sound, writer, meter, bar, drives=drives, cfg=cfg)
         except KeyboardInterrupt as error:
             if not writer.video_frames:
                 raise
@@ -215,7 +232,7 @@ def follow(request: Request, engine: play.Engine) -> None:
     cfg = request.cfg
     with contextlib.ExitStack() as opened:
         audio = [opened.enter_context(open_audio(path, audio_hz=cfg.sound.audio_hz)) for path in request.audio]
-        for _ in play.frames(play.speak(engine, audio, request.signals, cfg)):
+        for _ in play.frames(play.speak(engine, audio, open_drives(request, opened), cfg)):
             pass
 
 

@@ -16,7 +16,7 @@ from avatar_jax.data.identity import Colour
 SUPERSAMPLE = 3
 UNIT = 0.335  # one head unit as a fraction of the frame
 _SHIFT = 6  # fractional bits of a coordinate
-_PIVOT = np.array([0.0, 0.75, -0.15])  # the top of the neck
+PIVOT = np.array([0.0, 0.75, -0.15])  # the top of the neck
 JAW_DROP = 0.1  # head units the chin falls at the widest opening
 
 
@@ -76,7 +76,7 @@ def project(shapes: Sequence[Shape], pose: Pose, size: int) -> list[np.ndarray]:
     sr, cr = np.sin(pose.roll), np.cos(pose.roll)
     turn = np.array([[cy, -sy * sp], [0.0, cp], [sy, cy * sp]])  # columns: screen x and y after yaw, then pitch
     roll = np.array([[cr, sr], [-sr, cr]])
-    flat = (points - _PIVOT) @ (turn @ roll) * pose.scale + _PIVOT[:2]
+    flat = (points - PIVOT) @ (turn @ roll) * pose.scale + PIVOT[:2]
     return _fixed(flat, shapes, (0.5 + pose.x, 0.5 + pose.y), size)
 
 

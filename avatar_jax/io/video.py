@@ -26,6 +26,7 @@ import numpy as np
 from avatar_jax.io.audio import open_audio
 from avatar_jax.io.decoder import READ_SAMPLES, open_container
 from avatar_jax.io.errors import InputError, open_input
+from avatar_jax.io.pictures import decodable, pictures
 
 FRAGMENT_US = 400_000  # at most this much of the newest video is lost by a kill
 FASTSTART_S = 3600  # an index in front costs 32 MB of memory an hour: longer videos stay fragmented
@@ -267,19 +268,10 @@ def _remux(source: Path, target: Path) -> None:
 
 def _decode_frames(container: Any, path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
     """All frames of the best video track, and the time of the first."""
-    track = container.streams.best("video")
-    if track is None:
-        raise InputError(f"{path}: has no video track; give a video")
-    frames, start = [], None
-    try:
-        for frame in container.decode(track):
-            start = float(frame.time or 0) if start is None else start
-            frames.append(frame.to_ndarray(format="rgb24"))
-    except ValueError:  # FFmpeg's invalid data: a fragment cut by a full disk ends the video
-        pass
-    if not frames:
-        raise InputError(f"{path}: has no video frames; give a whole video")
-    return np.stack(frames), start or 0.0
+    frames, times = zip(
+        *((frame.to_ndarray(format="rgb24"), frame.time) for frame in pictures(container, path)), strict=True
+    )
+    return np.stack(frames), float(times[0] or 0)
 
 
 def _sound_start(container: Any) -> float | None:
@@ -299,16 +291,12 @@ def read_video(
     Raises:
         InputError: missing, unreadable, or without a video track.
     """
-    try:
+    with decodable(path):
         with open_input(path, kind="video") as file, open_container(file) as container:
             frames, start = _decode_frames(container, path)
             fps = float(container.streams.video[0].average_rate or 0)
         with open_input(path, kind="video") as file, open_container(file) as container:
             sound_start = _sound_start(container)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path}: is not a video that can be decoded; give an mp4, webm or mkv file") from error
     if sound_start is None:
         return frames, np.zeros(0, np.float32), fps
     with open_audio(path, audio_hz=audio_hz) as stream:

@@ -12,7 +12,7 @@ def embed(frames: np.ndarray) -> np.ndarray:
     deviation on unseen faces, so that a Euclidean distance weighs what the reader knows well. A proxy: it
     sees hair, skin, clothes and background as well as the face's shape, and knows drawn faces only.
     """
-    _, identity = read(frames)
+    identity = read(frames, "face")
     return identity / np.asarray(load_reader()["identity/error"])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from avatar_jax.metrics.reader import load_reader, read
 
-__all__ = ["MouthTrack", "load_reader", "read_frames", "signals"]
+__all__ = ["MouthTrack", "load_reader", "read_frames"]
 
 
 class MouthTrack(NamedTuple):
@@ -22,14 +22,5 @@ def read_frames(frames: np.ndarray) -> MouthTrack:
     A proxy trained on this project's drawn world only: on unseen drawn faces it agrees with the truth to r >
     0.98.
     """
-    mouth, _ = read(frames)
+    mouth = read(frames, "mouth")
     return MouthTrack(opening=mouth[:, 0], width=mouth[:, 1])
-
-
-def signals(frames: np.ndarray) -> dict[str, np.ndarray]:
-    """Driving signals of a video of a drawn face, as `data.controls.signals` names them.
-
-    The reader measures the mouth alone, so "mouth" [T, 2] is all of them: head, gaze and expression have to come from
-    elsewhere. frames: uint8 RGB [T, H, W, 3].
-    """
-    return {"mouth": np.stack(read_frames(frames), -1)}

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from avatar_jax.io.video import read_video
+from avatar_jax.io.video import VideoWriter, read_video
 from tests.io import sounds
 from tests.io.pictures import bomb
 
@@ -47,6 +47,8 @@ def write_inputs(folder: Path) -> None:
     np.savez(folder / "narrow.npz", gaze=np.zeros((9, 2)))
     np.savez(folder / "infinite.npz", head=np.full((9, 6), np.inf))
     np.savez(folder / "empty.npz")
+    with VideoWriter(folder / "mute.mp4", height=96, width=96, fps=25, audio_hz=None, overwrite=False) as writer:
+        writer.write(np.zeros((2, 96, 96, 3), np.uint8), np.zeros(0, np.float32))
     (folder / "config.py").write_text("import nothing_like_this\n")
 
 
@@ -103,6 +105,21 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], str]] = {  # changed fl
         {},
         [DRIVEN, "--signals={}/head.npz", "--signals={}/head.npz"],
         "--signals: 2 files for 1 recordings",
+    ),
+    "drive for a model without": ({}, ["--drive={}/mute.mp4"], "--drive: the model of config 'tiny' reads no signal"),
+    "no such drive": ({}, [DRIVEN, "--drive={}/nothing.mp4"], "nothing.mp4: no such file"),
+    "sound as drive": ({}, [DRIVEN, "--drive={}/speech.flac"], "speech.flac: has no video track; give a video"),
+    "text drive": ({}, [DRIVEN, "--drive={}/text.wav"], "text.wav: is not a video that can be decoded"),
+    "mute drive alone": ({"audio": None}, [DRIVEN, "--drive={}/mute.mp4"], "mute.mp4: has no audio track"),
+    "drive and signals": (
+        {},
+        [DRIVEN, "--drive={}/mute.mp4", "--signals={}/head.npz"],
+        "--drive: --signals drives the same speaker; give one of the two",
+    ),
+    "more drives than recordings": (
+        {},
+        [DRIVEN, "--drive={}/mute.mp4", "--drive={}/mute.mp4"],
+        "--drive: 2 videos for 1 recordings",
     ),
     "not mp4": ({"output": "{}/talk.avi"}, [], "not an .mp4 name"),
     "no weights": ({"checkpoint": "{}"}, [], "holds neither dit.safetensors nor dit/"),
@@ -229,6 +246,19 @@ def test_signals_reach_the_frames_they_are_for(folder: Path) -> None:
     assert len(shown) == 75
     np.testing.assert_allclose(shown[:30], head[:, 0], atol=4)
     assert shown[30:].max() < 110
+
+
+def test_a_driving_video_is_seen_and_heard(folder: Path) -> None:
+    """Without --audio it is the recording too, so that the video is as long as it."""
+    assert run(folder, audio=None, image=None, output=f"{folder}/drive.mp4").returncode == 0
+    wanted = read_video(folder / "drive.mp4")
+    done = run(folder, DRIVEN, f"--drive={folder}/drive.mp4", audio=None)
+    assert done.returncode == 0, done.stderr
+    frames, heard, _ = read_video(folder / "talk.mp4")
+    assert len(frames) == len(wanted[0])
+    assert np.corrcoef(heard[:16000], wanted[1][:16000])[0, 1] > 0.9
+    again = run(folder, DRIVEN, "--overwrite", f"--drive={folder}/drive.mp4", output=f"{folder}/drive.mp4")
+    assert again.returncode == 2 and "itself; choose another --output" in again.stderr
 
 
 def test_several_recordings_are_heard_together(folder: Path) -> None:

@@ -1,20 +1,28 @@
 """The embedded reader on faces and words that it was not trained on."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
 
+import cv2
 import jax
 import numpy as np
 import pytest
 
-from avatar_jax.data import controls
-from avatar_jax.metrics import identity, mouth, reader, sync
+from avatar_jax.data import controls, world
+from avatar_jax.data.identity import sample_identity
+from avatar_jax.metrics import identity, mouth, reader, signals, sync
+from configs import reader as settings
+from train import reader as training
 from train import reader_data
 
 FRESH_SEED = 77  # a stream of faces apart from the training's
 ROOT = pathlib.Path(__file__).parents[2]
+# r, by control; size, smile and the gaze's height are not read well enough to hold them to a figure.
+LEAST = {"mouth_open": 0.98, "mouth_width": 0.9, "yaw": 0.95, "pitch": 0.9}
+LEAST |= dict.fromkeys(("roll", "x", "y", "blink", "brow", "gaze_x"), 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +31,8 @@ def unseen() -> tuple[reader_data.Pool, np.ndarray]:
     pool, references = reader_data.render_test(FRESH_SEED, 12, 40)
     speaking = np.argsort(-pool.mouth[..., 0].std(axis=1))[:4]
     order = np.concatenate([speaking, np.setdiff1d(np.arange(12), speaking)])
-    clips = reader_data.Pool(pool.frames[speaking], pool.mouth[speaking], pool.identity[speaking])
-    return clips, references[order]
+    parts = dataclasses.fields(pool)
+    return reader_data.Pool(*(getattr(pool, part.name)[speaking] for part in parts)), references[order]
 
 
 def test_opening_agrees_with_the_truth(unseen: tuple[reader_data.Pool, np.ndarray]) -> None:
@@ -37,24 +45,52 @@ def test_opening_agrees_with_the_truth(unseen: tuple[reader_data.Pool, np.ndarra
     assert sync.pearson(pooled, pool.mouth[..., 0].ravel()) > 0.98
 
 
-def test_a_videos_signals_are_the_mouths(unseen: tuple[reader_data.Pool, np.ndarray]) -> None:
-    """What the reader can tell of a driving video, in the order and units of the drawn world's signal."""
-    pool, _ = unseen
-    read = [mouth.signals(frames) for frames in pool.frames]
-    assert all(signals.keys() == {"mouth"} <= controls.SIGNALS.keys() for signals in read)
-    rows = np.concatenate([signals["mouth"] for signals in read])
-    for column, agreement in enumerate((0.98, 0.9)):  # the opening is what the reader was made for
-        true = pool.mouth[..., column].ravel()
-        assert sync.pearson(rows[:, column], true) > agreement, controls.SIGNALS["mouth"][column]
-        assert np.abs(rows[:, column] - true).mean() < 0.1
+def agreement(pool: reader_data.Pool) -> dict[str, float]:
+    """r between what is read of the pool's frames and the truth, by control."""
+    read = [signals.read_frames(frames) for frames in pool.frames]
+    assert all(rows[name].shape == (40, len(controls.SIGNALS[name])) for rows in read for name in controls.SIGNALS)
+    truth = {"mouth_open": pool.mouth[..., 0], "mouth_width": pool.mouth[..., 1]}
+    truth |= {name: pool.pose[..., i] for i, name in enumerate(reader.POSE)}
+    seen = {
+        part: np.stack([rows[name][:, i] for rows in read])
+        for name, parts in controls.SIGNALS.items()
+        for i, part in enumerate(parts)
+    }
+    return {name: sync.pearson(seen[name].ravel(), true.ravel()) for name, true in truth.items()}
 
 
-def test_opening_survives_a_generators_faults(unseen: tuple[reader_data.Pool, np.ndarray]) -> None:
-    pool, _ = unseen
-    spoiled = reader_data.spoil_clips(pool.frames)
-    seen = np.concatenate([mouth.read_frames(frames).opening for frames in spoiled])
-    assert not np.array_equal(spoiled, pool.frames)
-    assert sync.pearson(seen, pool.mouth[..., 0].ravel()) > 0.95
+def test_a_videos_signals_agree_with_the_truth(unseen: tuple[reader_data.Pool, np.ndarray]) -> None:
+    r = agreement(unseen[0])
+    assert {name for name, least in LEAST.items() if r[name] <= least} == set(), r
+
+
+def test_opening_and_head_survive_a_generators_faults(unseen: tuple[reader_data.Pool, np.ndarray]) -> None:
+    spoiled = reader_data.spoil_pool(unseen[0])
+    assert not np.array_equal(spoiled.frames, unseen[0].frames)
+    r = agreement(spoiled)
+    assert r["mouth_open"] > 0.95
+    assert min(r[name] for name in ("yaw", "roll", "x", "y")) > 0.9, r
+
+
+def test_a_picture_that_is_moved_moves_the_head_in_its_truth() -> None:
+    """The head drawn in its new pose is the picture of the old one, turned, shifted and enlarged."""
+    who = sample_identity(np.random.default_rng(5))
+    pose = controls.NEUTRAL._replace(yaw=0.1, roll=0.05, x=0.01)
+    turn = cv2.getRotationMatrix2D((48, 48), 3.0, 1.04)
+    turn[:, 2] += (1.5, -1)
+
+    def draw(pose: controls.Pose) -> tuple[np.ndarray, np.ndarray]:
+        one = controls.Controls.from_array(np.array([pose]))
+        rows = controls.signals(one.as_array())
+        return world.render(who, one, 0), np.concatenate([rows[name][0] for name in ("head", "gaze", "expression")])
+
+    before, truth = draw(pose)
+    after = dict(zip(reader.POSE, reader_data.turned(truth, turn), strict=True))
+    moved = {name: after[name] for name in ("roll", "x", "y")} | {"scale": 1 + after["scale"]}
+    drawn, _ = draw(pose._replace(**moved))
+    face = np.s_[25:70, 30:66]  # not the shoulders, which the drawn world does not turn
+    warped = cv2.warpAffine(before, turn, (96, 96), flags=cv2.INTER_LINEAR)[face].astype(float)
+    assert np.abs(warped - drawn[face]).mean() < 4 < 12 < np.abs(warped - before[face]).mean()
 
 
 def test_any_size_is_read_alike(unseen: tuple[reader_data.Pool, np.ndarray]) -> None:
@@ -93,7 +129,16 @@ def test_embedded_weights_fit_the_network_and_the_budget() -> None:
     weights = reader.load_reader()
     fresh = jax.eval_shape(lambda: reader.init(jax.random.key(0), weights["identity/error"].size))
     assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in fresh.items()}
-    assert sum(leaf.nbytes for leaf in weights.values()) < 2_000_000
+    assert sum(leaf.nbytes for leaf in weights.values()) < 3_700_000
+
+
+def test_a_tower_is_trained_without_touching_the_others(tmp_path: pathlib.Path) -> None:
+    small = {"towers": ("pose",), "batch": 2, "steps": 2, "warmup": 1, "log_every": 1}
+    pool, before = reader_data.render_pool(0, 2, 2), reader.load_reader()
+    after = training.train(before, pool, dataclasses.replace(settings.get_config(), **small), tmp_path)
+    assert after.keys() == before.keys()
+    changed = {name.partition("/")[0] for name in before if not np.array_equal(after[name], before[name])}
+    assert changed == {"pose"}
 
 
 @pytest.mark.slow
@@ -110,5 +155,5 @@ def test_a_short_training_learns(tmp_path: pathlib.Path) -> None:
     subprocess.run([*command, *(f"--config.{k}={v}" for k, v in sizes.items())], check=True, cwd=ROOT)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["opening"] < 0.8 * lines[0]["opening"]
-    assert (tmp_path / "reader.safetensors").stat().st_size < 2_000_000
+    assert (tmp_path / "reader.safetensors").stat().st_size < 3_700_000
     assert (tmp_path / "loss.png").exists() and (tmp_path / "result.json").exists()
