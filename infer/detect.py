@@ -54,13 +54,14 @@ def read(path: Path, key: str) -> watermark.Finding:
                 waiting = []
         if waiting:
             detector.push(np.stack(waiting))
-        return detector.finish()
     except InputError:
         raise
+    except Exception as error:  # decoders raise a dozen types on damaged bytes
+        raise InputError(f"{path}: is not a video that can be decoded; give an mp4, webm or mkv file") from error
+    try:
+        return detector.finish()
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
-    except Exception as error:
-        raise InputError(f"{path}: is not a video that can be decoded; give an mp4, webm or mkv file") from error
 
 
 def report(path: Path, found: watermark.Finding) -> dict[str, Any]:

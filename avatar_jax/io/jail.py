@@ -133,14 +133,6 @@ def serve_one(order: dict[str, Any], file: int, answer: int) -> None:
         out.write(memoryview(array).cast("B") if array.size else b"")
 
 
-def _reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
 def warm() -> None:
     """Imports what the children will need, and uses it once: a fork shares it."""
     import av
@@ -157,10 +149,10 @@ def main(control: socket.socket) -> None:
     warm()
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries children at once
     control.sendall(b"ready")
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 4096, MAX_FDS)
-        _reap()
         if not message:
             return
         child = os.fork()
