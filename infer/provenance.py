@@ -79,6 +79,7 @@ def sign(output: Path) -> dict[str, Any]:
     if FLAGS.c2pa_chain is not None:
         chain, key = Path(FLAGS.c2pa_chain), Path(FLAGS.c2pa_key)
     else:
-        chain, key = credential.make_chain(Path("~/.config/avatar_jax/c2pa").expanduser())
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        chain, key = credential.make_chain(home / "avatar_jax" / "c2pa")
     credential.sign(output, chain, key, {"watermark": record["watermark"]})
     return record | {"c2pa": "self-made certificate" if FLAGS.c2pa_chain is None else FLAGS.c2pa_chain}

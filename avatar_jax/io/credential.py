@@ -81,14 +81,19 @@ def make_chain(folder: Path) -> tuple[Path, Path]:
     root = _certificate("authority of this machine", root_key, None, root_key)
     leaf = _certificate("signer of this machine", key, root, root_key)
     pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        secret.touch(mode=0o600)
-        secret.write_bytes(private)
-        chain.write_bytes(leaf.public_bytes(pem) + root.public_bytes(pem))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making") as made:  # 0700
+            whole = Path(made) / folder.name
+            whole.mkdir(mode=0o700)
+            (whole / KEY).touch(mode=0o600)
+            (whole / KEY).write_bytes(private)
+            (whole / CHAIN).write_bytes(leaf.public_bytes(pem) + root.public_bytes(pem))
+            os.rename(whole, folder)
     except OSError as error:
-        raise InputError(f"{folder}: cannot keep a certificate ({error.strerror}); name one of your own") from error
+        if not chain.exists():  # else somebody else has made one at the same time
+            raise InputError(f"{folder}: cannot keep a certificate ({error.strerror}); name one of your own") from error
     return chain, secret
 
 

@@ -27,7 +27,7 @@ from avatar_jax.io.errors import InputError
 PICTURE_BYTES, SOUND_BYTES = 8 * 2**20, 32 * 2**20
 SOUND_S, TEXT_CHARACTERS = 600.0, 2000
 WALL_S, START_S = 10.0, 120.0  # of a child; of the process that forks them, on a machine that is busy
-MEMORY_MIB = 320  # that a child may take: a picture of 16 megapixels is decoded within it
+MEMORY_MIB = 512  # that a child may take: a transparent picture of 16 megapixels is decoded within it
 WORKERS = 2
 HEAD_BYTES = 4096  # of the line before an array
 PICTURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}

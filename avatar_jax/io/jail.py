@@ -25,6 +25,7 @@ DESCRIPTORS = 32
 CHANNELS, RATES, STREAMS = 2, (4_000, 192_000), 8  # of a recording
 CONTAINERS = ("wav", "mp3", "flac", "ogg", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # as FFmpeg names them
 MAX_FDS = 2
+READ_SAMPLES, SLACK_S = 65536, 1.0  # decoded at a time; by which a header may be wrong
 
 
 def picture(path: str, order: dict[str, Any]) -> np.ndarray:
@@ -34,9 +35,9 @@ def picture(path: str, order: dict[str, Any]) -> np.ndarray:
     return load_portrait(path, height=order["height"], width=order["width"])
 
 
-def _check_recording(path: str, seconds: float) -> None:
-    """Refuses by the header what would take long to decode. Raises InputError."""
-    from avatar_jax.io.decoder import open_container
+def _check_recording(path: str, seconds: float) -> float:
+    """Refuses by the header what would take long to decode; the seconds it may hold. Raises InputError."""
+    from avatar_jax.io.decoder import DECLARED, open_container
 
     with open(path, "rb") as file, open_container(file) as container:
         if container.format.name not in CONTAINERS:
@@ -52,21 +53,25 @@ def _check_recording(path: str, seconds: float) -> None:
             raise Refusal("not_allowed", f"has {track.channels} channels; send mono or stereo")
         states = [track.duration * track.time_base] if track.duration else []
         states += [container.duration / 1e6] if container.duration else []
-        if states and float(max(states)) > seconds:
-            raise Refusal("too_long", f"says it lasts {float(max(states)):.0f} s; at most {seconds:.0f} s are read")
+        stated = float(max(states, default=0.0))
+        if stated > seconds:
+            raise Refusal("too_long", f"says it lasts {stated:.0f} s; at most {seconds:.0f} s are read")
+        return min(seconds, stated + SLACK_S) if stated and container.format.name in DECLARED else seconds
 
 
 def recording(path: str, order: dict[str, Any]) -> np.ndarray:
     """A recording, float32 [n] mono at the rate asked for. Raises InputError."""
     from avatar_jax.io.audio import open_audio
 
-    seconds, audio_hz = order["seconds"], order["audio_hz"]
-    _check_recording(path, seconds)
-    with open_audio(path, audio_hz=audio_hz) as stream:
-        samples = stream.read(round(seconds * audio_hz) + 1)
-    if samples.size > seconds * audio_hz:
-        raise Refusal("too_long", f"lasts longer than {seconds:.0f} s, whatever it says")
-    return samples
+    seconds = _check_recording(path, order["seconds"])
+    found, size = np.empty(round(seconds * order["audio_hz"]), np.float32), 0  # no page is there before it is written
+    with open_audio(path, audio_hz=order["audio_hz"]) as stream:
+        for block in stream.blocks(READ_SAMPLES):
+            if size + block.size > found.size:
+                raise Refusal("too_long", f"goes on after {seconds:.0f} s, whatever it says")
+            found[size : size + block.size] = block
+            size += block.size
+    return found[:size]
 
 
 class Refusal(InputError):

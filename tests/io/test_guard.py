@@ -1,5 +1,6 @@
 """Uploads: good files decode as without the guard, bad ones are refused by name, nothing is left behind."""
 
+import io
 import os
 import random
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from avatar_jax.io import guard
 from avatar_jax.io.audio import open_audio
@@ -53,6 +55,14 @@ def test_good_files_are_what_they_are(decoder: guard.Guard, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["RGBA", "P", "I;16"])
+def test_the_largest_picture_fits_the_limit(decoder: guard.Guard, mode: str):
+    out = io.BytesIO()
+    Image.new(mode, (4096, 4096)).save(out, "PNG", **({"transparency": 0} if mode == "P" else {}))
+    assert decoder.picture(out.getvalue(), **SIZE).shape == (96, 64, 3)
+
+
+@pytest.mark.slow
 def test_bombs_and_tricks_are_refused_by_name(decoder: guard.Guard, tmp_path: Path):
     (tmp_path / "secret.wav").write_bytes(hostile.good(tmp_path)["speech.wav"][1])
     for what, kind, data, names in hostile.bombs(tmp_path / "secret.wav", hours=0.2):
@@ -61,6 +71,7 @@ def test_bombs_and_tricks_are_refused_by_name(decoder: guard.Guard, tmp_path: Pa
 
 def test_damage_never_reaches_the_caller(decoder: guard.Guard, tmp_path: Path):
     rng, files = random.Random(0), list(hostile.good(tmp_path).values())
+    decoder.start()
     before = len(os.listdir("/proc/self/fd"))
     for number in range(90):
         kind, data = files[number % len(files)]
