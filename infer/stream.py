@@ -10,7 +10,8 @@
 The live engine, fed from a file: sound is pushed block by block and frames are written as they come, in
 memory that does not grow with the recording. `talk.partial.mp4` plays even after a kill; the finished video
 gets its final name at once, with `talk.json` beside it (speed, lip sync and their conditions). Ctrl-C keeps
-what was generated. Everything that can be wrong with the input is checked before JAX is imported.
+what was generated. The pixels say that they are generated (`infer.provenance`). Everything that can be wrong
+with the input is checked before JAX is imported.
 """
 
 import contextlib

@@ -54,12 +54,15 @@ def unmarked(count: int) -> Iterator[np.ndarray]:
     """Different grey clips [T, H, W] without a mark: cut, turned, lit and grained from a hundred longer ones."""
     films = [film.mean(-1) for film in drawn(60, frames=150)]
     films += [hand_held(index, 96, 128, frames=150).mean(-1) for index in range(40)]
+    films = [film.astype(np.float32) for film in films]
     rng = np.random.default_rng(UNSEEN)
+    grain = rng.standard_normal((2 * FRAMES, 192, 192), np.float32)
     for number in range(count):
         film = films[number % len(films)]
         first, side = rng.integers(0, len(film) - FRAMES + 1), rng.integers(64, 97)
         top, left = (rng.integers(0, pixels - side + 1) for pixels in film.shape[1:])
         part = film[first : first + FRAMES, top : top + side, left : left + side]
         part = part[:: rng.choice((-1, 1)), :: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
-        grained = part * rng.uniform(0.6, 1.1) + rng.normal(0, rng.uniform(0, 2), part.shape)
-        yield np.clip(grained + 0.5, 0, 255).astype(np.uint8)
+        at, up, over = (rng.integers(0, most) for most in (FRAMES, 96, 96))
+        sown = grain[at : at + FRAMES, up : up + side, over : over + side] * np.float32(rng.uniform(0, 2))
+        yield np.clip(part * np.float32(rng.uniform(0.6, 1.1)) + sown + 0.5, 0, 255).astype(np.uint8)
