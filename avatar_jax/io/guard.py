@@ -223,7 +223,7 @@ class _Answer:
         if math.prod(said["shape"]) > ARRAYS[said["dtype"]]:
             raise Refused("too_large", "becomes larger than anything that was asked for")
         found = np.empty(said["shape"], said["dtype"])
-        left = memoryview(found).cast("B") if found.size else memoryview(b"")
+        left = found.data.cast("B") if found.size else memoryview(b"")
         while left:
             self._wait()
             size = self._pipe.readinto(left)

@@ -135,7 +135,7 @@ def serve_one(order: dict[str, Any], file: int, answer: int) -> None:
         array, said = np.zeros(0, np.uint8), _reason(error, path)
     with os.fdopen(answer, "wb") as out:
         out.write(json.dumps(said).encode() + b"\n")
-        out.write(memoryview(array).cast("B") if array.size else b"")
+        out.write(array.data.cast("B") if array.size else b"")
 
 
 def warm() -> None:

@@ -63,15 +63,15 @@ class Espeak:
     def say(self, text: str) -> Iterator[np.ndarray]:
         """As `Voice.say`. Raises InputError if the library does not speak."""
         with subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
-            self._process = process
-            assert process.stdin and process.stdout
+            self._process, out = process, process.stdout
+            assert process.stdin and out
             try:
                 with contextlib.suppress(BrokenPipeError):  # it has ended already
                     process.stdin.write(text.encode("utf-8", "replace"))
                     process.stdin.close()
-                rate = process.stdout.readline()
+                rate = out.readline()
                 if rate:
-                    yield from resampled(iter(lambda: process.stdout.read(PIECE_BYTES), b""), int(rate))
+                    yield from resampled(iter(lambda: out.read(PIECE_BYTES), b""), int(rate))
             finally:
                 cancelled, self._process = self._process is not process, None
                 process.kill()

@@ -29,5 +29,5 @@ def recode(frames: np.ndarray, kind: str, fps: int = 25) -> np.ndarray:
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     file.seek(0)
-    with av.open(file) as container:
-        return np.stack([frame.to_ndarray(format="gray") for frame in container.decode(video=0)])
+    with av.open(file, "r") as coded:
+        return np.stack([frame.to_ndarray(format="gray") for frame in coded.decode(video=0)])
