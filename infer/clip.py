@@ -12,7 +12,7 @@ from avatar_jax.core import check, fields
 from avatar_jax.core import config as configs
 from avatar_jax.io.errors import InputError
 from avatar_jax.io.video import VideoWriter
-from infer import door, order, summary
+from infer import door, order, provenance, summary
 
 FLAGS = flags.FLAGS
 
@@ -23,6 +23,7 @@ def check_request(cfg: configs.ClipConfig) -> tuple[Path, Path, list[str]]:
     for flag in ("image", "audio", "speakers", "signals", "drive"):
         if getattr(FLAGS, flag) is not None:
             raise InputError(f"--{flag}: config {cfg.name!r} makes a clip from a prompt alone; leave it out")
+    provenance.check()
     output = order.check_output(FLAGS.output, overwrite=FLAGS.overwrite)
     checkpoint, prompt = order.check_checkpoint(FLAGS.checkpoint, cfg), order.check_prompt(FLAGS.prompt, cfg)
     guided = cfg.sample.guidance != 1.0
@@ -61,10 +62,12 @@ def show(latents: Any, output: Path, checkpoint: Path, cfg: configs.ClipConfig) 
 
     weights = jax.tree.map(jnp.asarray, checkpoints.load(checkpoint, "vae", cfg.vae))
     p = vae.lay_out(weights, jax.default_backend())
+    stamp = provenance.make_stamp(cfg.video.height, cfg.video.width, 1)
     video, writing = cfg.video, {"overwrite": FLAGS.overwrite, "vcodec": FLAGS.vcodec}
     with VideoWriter(output, height=video.height, width=video.width, fps=video.fps, audio_hz=None, **writing) as writer:
         for frames in clip.decode(p, latents, cfg=cfg):
-            writer.write(frames, frames[:0, 0, 0, 0].astype("float32"))
+            shown = stamp(frames, writer.video_frames)
+            writer.write(shown, shown[:0, 0, 0, 0].astype("float32"))
         return writer.video_frames
 
 
@@ -82,6 +85,7 @@ def main() -> None:
         "denoise_s": round(drawn - start, 2),
         "decode_s": round(time.perf_counter() - drawn, 2),
         "prompts": prompts,
+        "provenance": provenance.sign(output),
         "conditions": summary.conditions(cfg, checkpoint, (cfg.video.height, cfg.video.width), steps=cfg.sample.steps),
         "config": json.loads(fields.to_json(cfg)),
     }

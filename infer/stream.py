@@ -12,7 +12,8 @@
 The live engine, fed from a file: sound is pushed block by block and frames are written as they come, in
 memory that does not grow with the recording. `talk.partial.mp4` plays even after a kill; the finished video
 gets its final name at once, with `talk.json` beside it (speed, lip sync and their conditions). Ctrl-C keeps
-what was generated. Everything that can be wrong with the input is checked before JAX is imported.
+what was generated. The pixels say that they are generated (`infer.provenance`). Everything that can be wrong
+with the input is checked before JAX is imported.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from avatar_jax.core import config as configs
 from avatar_jax.io.audio import AudioStream, mix, open_audio, verify_audio
 from avatar_jax.io.errors import InputError
 from avatar_jax.io.video import CODECS, VideoWriter
-from infer import clip, door, drive, hosts, order, play, summary
+from infer import clip, door, drive, hosts, order, play, provenance, summary
 
 FLAGS = flags.FLAGS
 SOUND_HZ = 48_000  # the video keeps the recording's full band; the model hears 16 kHz
@@ -82,12 +83,14 @@ def define() -> None:
     flags.DEFINE_enum("vcodec", "libx264", list(CODECS), "Video codec: H.264 with AAC, or VP9 with Opus.")
     flags.DEFINE_string("compile_cache", None, "Folder of compiled programs; '' for none.")
     hosts.define()
+    provenance.define()
 
 
 def check_request() -> Request:
     """Reads the flags and checks every file. Raises ValueError."""
     cfg = check.validate(FLAGS.config)
     hosts.check()
+    provenance.check()
     output = order.check_output(FLAGS.output, overwrite=FLAGS.overwrite)
     image = FLAGS.image if FLAGS.image is not None else door.embedded("portrait.png")
     audio = [Path(path) for path in FLAGS.audio or FLAGS.drive or [door.embedded("speech.wav")]]
@@ -152,6 +155,7 @@ def run(
     progress: Any,
     *,
     drives: Sequence[drive.Drive],
+    stamp: provenance.Stamp,
     cfg: configs.Config,
 ) -> summary.Timing:
     """Feeds recordings to the engine as if they were live and writes what comes out.
@@ -164,6 +168,7 @@ def run(
         meter: measures the lip sync, where it can.
         progress: a tqdm bar in seconds of video.
         drives: what else drives each speaker.
+        stamp: what the frames go through on their way into the video; the meter sees them without.
         cfg: the run; a block of sound is pushed at a time.
     """
     timing, start = summary.Timing(), time.perf_counter()
@@ -171,7 +176,7 @@ def run(
     for frames in play.frames(play.speak(engine, audio, drives, cfg)):
         timing.first_frame_s = timing.first_frame_s or time.perf_counter() - start
         under = mix([stream.read(len(frames) * SOUND_HZ // writer.fps) for stream in sound])
-        writer.write(frames, under)
+        writer.write(stamp(frames, writer.video_frames), under)
         timing.block_s.append(time.perf_counter() - began)
         if meter is not None:
             meter.push(frames, under)
@@ -217,7 +222,8 @@ def make_video(request: Request, engine: play.Engine) -> tuple[summary.Timing, d
         )
         drives = open_drives(request, opened)
         try:
-            timing = run(engine, audio, sound, writer, meter, bar, drives=drives, cfg=cfg)
+            stamp = provenance.make_stamp(*writer.size, cfg.block_frames)
+            timing = run(engine, audio, sound, writer, meter, bar, drives=drives, stamp=stamp, cfg=cfg)
         except KeyboardInterrupt as error:
             if not writer.video_frames:
                 raise
@@ -253,6 +259,7 @@ def main() -> None:
         timing, sync, shown = make_video(request, engine)
     timing.startup_s, timing.compile_s = startup_s, compile_s
     figures = summary.report(timing, sync, request.cfg)
+    figures["provenance"] = provenance.sign(request.output)
     figures["conditions"] = summary.conditions(request.cfg, request.checkpoint, shown, steps=request.cfg.stream.steps)
     figures["config"] = json.loads(fields.to_json(request.cfg))
     summary.write_json(request.json, figures)

@@ -113,7 +113,7 @@ def report(timing: Timing, sync: dict[str, Any] | None, cfg: configs.Config) -> 
 
 def text(path: Path, figures: dict[str, Any]) -> str:
     """The figures as a few lines for people."""
-    at, sync = figures["conditions"], figures["lip_sync"]
+    at, sync, made = figures["conditions"], figures["lip_sync"], figures["provenance"]
     rows, columns = at["resolution"]
     untold = "not measured: too short, several speakers, or not a drawn face"
     score = f"r {sync['r']:.2f}, best lag {sync['lag_frames']} frames (proxy)" if sync else untold
@@ -126,6 +126,7 @@ def text(path: Path, figures: dict[str, Any]) -> str:
         f"  speed        {figures['frames_per_second']:.1f} frames a second, real-time factor "
         f"{figures['real_time_factor']:.2f} (1 keeps up with speech)",
         f"  lip sync     {score}",
+        f"  provenance   watermark {made['watermark']}, C2PA {made['c2pa']}",
         f"  conditions   {machine}, {at['steps']} steps a block, JAX {at['versions']['jax']}",
     )
     return "\n".join(lines)

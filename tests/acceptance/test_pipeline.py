@@ -194,7 +194,8 @@ class Processes:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         self.output = folder / "talk.mp4"
         more = ("--config.stream.history=timestep", "--config.stream.steps=4", "--config.mesh.stages=4")
-        command = [sys.executable, "-m", "infer.stream", f"--output={self.output}", f"--audio={audio}", *more]
+        unsigned = "--c2pa=off"  # no two signatures are the same
+        command = [sys.executable, "-m", "infer.stream", f"--output={self.output}", f"--audio={audio}", unsigned, *more]
         virtual = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}", "JAX_PLATFORMS": "cpu"}
         told = [f"--coordinator={address}", f"--processes={count}"] if count > 1 else []
         self.running = [

@@ -1,0 +1,1 @@
+"""Adapters to other systems, run from the repository root."""

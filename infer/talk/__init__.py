@@ -1,0 +1,1 @@
+"""Words to sound, outside the engine: voices, a language model's answers, and what joins them to a call."""
