@@ -141,8 +141,8 @@ def main() -> None:
     door.start_jax(FLAGS.compile_cache)
 
     from avatar_jax.stream.live import Live
-    from infer.live import audit, desk, keys, studio
     from infer.live import app as apps
+    from infer.live import audit, desk, keys, studio
     from infer.live.stage import Stage
 
     if cfg.video.drawn and not FLAGS.image:

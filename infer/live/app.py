@@ -101,7 +101,7 @@ class Routes:
     async def page(self, request: web.Request) -> web.Response:
         """GET /"""
         if "token" in request.query:  # out of the address line, into a cookie
-            return self._welcome(request["owner"])
+            return self._welcome(request[door.OWNER])
         return self._html(self._page, 200)
 
     async def enter(self, request: web.Request) -> web.Response:
@@ -161,10 +161,10 @@ class Routes:
         if asked.get("consent") is not True:
             raise Refused(422, "consent", "consent: must be true; whoever is shown must have agreed")
         prompt = self._desk.studio.check_prompt(check_prompt(asked.get("prompt")))
-        wait_s = self._opened.wait_s(request["owner"], 1, self._desk.now())
+        wait_s = self._opened.wait_s(request[door.OWNER], 1, self._desk.now())
         if wait_s:
             raise Refused(429, "rate", "sessions: too many a minute", **{"Retry-After": str(int(wait_s) + 1)})
-        call = self._desk.open(request["owner"], await self._look(asked, prompt), keep=asked.get("record") is True)
+        call = self._desk.open(request[door.OWNER], await self._look(asked, prompt), keep=asked.get("record") is True)
         token, ends_s = self._keys.issue(call.name)
         path = f"/v1/sessions/{call.name}"
         about = {**call.status(), "token": token, "expires": int(ends_s), "stream": f"{path}/stream"}
@@ -239,8 +239,9 @@ class Routes:
 def make_app(desk: Desk, keys: Keys, gallery: Gallery, *, origins: tuple[str, ...] = ()) -> web.Application:
     """The application; its start and end are the desk's."""
     routes = Routes(desk, keys, gallery)
-    app = web.Application(middlewares=[door.make_middleware(keys, desk, origins)], client_max_size=JSON_BYTES)
-    app["sign_in"] = routes.sign_in
+    app = web.Application(
+        middlewares=[door.make_middleware(keys, desk, origins, routes.sign_in)], client_max_size=JSON_BYTES
+    )
     app.router.add_get("/", routes.page)
     app.router.add_post("/signin", routes.enter)
     for path in ("healthz", "readyz", "metrics"):

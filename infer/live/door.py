@@ -12,6 +12,7 @@ from infer.live.keys import Denied, Keys
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 COOKIE = "avatar"
+OWNER = web.RequestKey("owner", str)  # who holds the door token of a request
 OPEN = ("/healthz", "/signin")  # the second answers with a cookie only to a token
 SAFE = {
     "X-Content-Type-Options": "nosniff",
@@ -53,8 +54,8 @@ def check_origin(request: web.Request, allowed: tuple[str, ...]) -> str | None:
     raise Denied(403, "origin: not allowed here")
 
 
-def make_middleware(keys: Keys, desk: Desk, origins: tuple[str, ...]) -> Any:
-    """Checks who asks, then lets the route answer."""
+def make_middleware(keys: Keys, desk: Desk, origins: tuple[str, ...], sign_in: Callable[[], web.StreamResponse]) -> Any:
+    """Checks who asks, then lets the route answer; `sign_in` makes the page of somebody without a token."""
 
     def authorise(request: web.Request) -> None:
         name = request.match_info.get("call")
@@ -66,7 +67,7 @@ def make_middleware(keys: Keys, desk: Desk, origins: tuple[str, ...]) -> Any:
                 raise Refused(404, "gone", "session: not there any more")
             return
         token = bearer(request) or (request.query.get("token") if request.path == "/" else None)
-        request["owner"] = keys.owner(token) if token else keys.visitor(request.cookies.get(COOKIE))
+        request[OWNER] = keys.owner(token) if token else keys.visitor(request.cookies.get(COOKIE))
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -83,7 +84,7 @@ def make_middleware(keys: Keys, desk: Desk, origins: tuple[str, ...]) -> Any:
             desk.audit.note("denied", path=request.path, status=error.status, peer=request.remote)
             response = Refused(error.status, "denied", error.reason).answer()
             if request.path == "/" and error.status == 401:
-                response = request.app["sign_in"]()
+                response = sign_in()
         except Refused as error:
             response = error.answer()
         except Busy as error:

@@ -5,6 +5,7 @@ far as it goes.
 """
 
 import os
+import struct
 from pathlib import Path
 
 from avatar_jax.io.video import remux
@@ -45,20 +46,33 @@ class Recording:
         self._live.unlink()
 
 
+def _cut(path: Path) -> bool:
+    """Cuts a file behind its last whole fragment; whether there is one."""
+    whole = 0
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = 0
+        while start + 8 <= end:
+            file.seek(start)
+            size, name = struct.unpack(">I4s", file.read(8))
+            start += size
+            if size < 8 or start > end:
+                break
+            whole = start if name == b"mdat" else whole
+        file.truncate(whole)
+    return whole > 0
+
+
 def mend(folder: Path) -> list[Path]:
     """Finishes the recordings that a killed process left; returns them."""
     mended = []
     for live in sorted(folder.glob("*" + LIVE)):
         final = live.with_name(live.name.removesuffix(LIVE) + DONE)
-        try:
+        if _cut(live):
             remux(live, final.with_suffix(".part"))
-        except (OSError, ValueError):  # killed before the first whole fragment
-            final.with_suffix(".part").unlink(missing_ok=True)
-            live.unlink()
-            continue
-        os.replace(final.with_suffix(".part"), final)
+            os.replace(final.with_suffix(".part"), final)
+            mended.append(final)
         live.unlink()
-        mended.append(final)
     return mended
 
 

@@ -80,16 +80,16 @@ async def _listen(ws: web.WebSocketResponse, call: Call, viewer: Viewer) -> str:
     return ""
 
 
-async def _talk(ws: web.WebSocketResponse, call: Call, viewer: Viewer) -> tuple[int, str]:
-    """Runs both directions until one ends: close code and reason; reason "end" if the caller wants no more."""
+async def _talk(ws: web.WebSocketResponse, desk: Desk, call: Call, viewer: Viewer) -> tuple[int, str]:
+    """Runs both directions until one ends: close code and reason."""
     sending = asyncio.ensure_future(viewer.run())
     hearing = asyncio.ensure_future(_listen(ws, call, viewer))
     try:
         await asyncio.wait((sending, hearing), return_when=asyncio.FIRST_COMPLETED)
-        if hearing.done():
-            return 1000, hearing.result()
-        sending.result()
-        return 1000, "over"
+        if hearing.done() and hearing.result() == "end":
+            await desk.end(call, "the caller has ended it")
+            await sending
+        return (1000, "") if hearing.done() else (1000, sending.result() or "over")
     except Misuse as error:
         return error.code, error.reason
     except Stalled as error:
@@ -120,12 +120,12 @@ async def serve(request: web.Request, desk: Desk, call: Call) -> web.StreamRespo
     viewer = Viewer(text, ws.send_bytes, fragments=2 * call.form.block_frames, stall_s=call.limits.stall_s)
     call.attach(viewer)
     desk.rejoin(call)
-    code, reason = await _talk(ws, call, viewer)
-    call.detach(viewer)
-    desk.audit.note("disconnected", call=call.name, reason=reason)
-    if reason == "end":
-        await desk.end(call, "the caller has ended it")
-    else:
+    reason = "lost"
+    try:
+        code, reason = await _talk(ws, desk, call, viewer)
+    finally:  # also when the server gives the request up because its connection is gone
+        call.detach(viewer)
+        desk.audit.note("disconnected", call=call.name, reason=reason)
         desk.admit()
     await ws.close(code=code, message=reason.encode()[:120])
     return ws

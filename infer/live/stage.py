@@ -24,11 +24,6 @@ SLACK_S = 0.06  # what the host may need beside
 class Guest(Protocol):
     """What is needed of `avatar_jax.stream.live.Guest`."""
 
-    @property
-    def outstanding(self) -> int:
-        """Blocks entered and not yet fetched."""
-        ...
-
     def push_audio(self, samples: np.ndarray, now_s: float) -> None:
         """Takes a block of sound."""
         ...
@@ -110,6 +105,11 @@ class Part:
         self.draw_s = DRAW_S
         self.blocks = 0
 
+    @property
+    def under_way(self) -> int:
+        """Blocks that were fed and did not come home yet."""
+        return len(self._entered)
+
     def cut(self) -> None:
         """Drops what is drawn and not shown, now and when it comes home."""
         self.line.mute()
@@ -122,7 +122,7 @@ class Part:
         if not self.playing:
             return False
         frames = self.form.block_frames
-        remaining = self.guest.outstanding * frames + len(self.reel)
+        remaining = self.under_way * frames + len(self.reel)
         if remaining > (self._ahead - 1) * frames:
             return False
         must = remaining / self.form.fps <= self.draw_s + SLACK_S
@@ -187,7 +187,7 @@ class Stage:
             self._do(*self._asked.popleft())
         if now_s >= self._next_s and sum([part.feed(now_s) for part in self._parts]):
             self._next_s = now_s + self._beat_s
-        if any(part.guest.outstanding for part in self._parts):
+        if any(part.under_way for part in self._parts):
             self._hall.beat(now_s)
             for part in self._parts:
                 part.collect(self._now())

@@ -78,9 +78,9 @@ class Viewer:
             while self._waiting:
                 media, message = self._waiting.popleft()
                 self._media -= media
-                send = self._bytes(message) if isinstance(message, bytes) else self._text(message)
                 try:
-                    await asyncio.wait_for(send, self._stall_s)
+                    async with asyncio.timeout(self._stall_s):
+                        await (self._bytes(message) if isinstance(message, bytes) else self._text(message))
                 except TimeoutError as error:
                     raise Stalled(f"took nothing for {self._stall_s:.0f} s") from error
             if self.over:

@@ -1,13 +1,14 @@
 """A whole server with a model that costs nothing: every frame is as bright as the sound under it is loud."""
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from aiohttp import ClientSession
+from aiohttp import ClientSession, CookieJar
 from aiohttp.test_utils import TestServer
 
 from infer.live import app as apps
@@ -42,10 +43,6 @@ class Guest:
 
     def __init__(self, ground: int, hall: "Hall"):
         self.ground, self._hall, self.waiting = ground, hall, []  # (when it is drawn, block)
-
-    @property
-    def outstanding(self) -> int:
-        return len(self.waiting)
 
     def push_audio(self, samples: np.ndarray, now_s: float) -> None:
         frames = paint(samples, self.ground, self._hall.form)
@@ -148,12 +145,20 @@ async def opened(
     await server.start_server()
     desk.start()
     try:
-        async with ClientSession() as client:
+        async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as client:
             yield House(server, desk, hall, keys, client)
     finally:
         await desk.drain(0.0)
         await server.close()
         desk.audit.close()
+
+
+async def eventually(true: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Waits until something is true."""
+    end = now() + seconds
+    while not true():
+        assert now() < end, "never came true"
+        await asyncio.sleep(0.02)
 
 
 def voice(seconds: float, form: Form = FORM) -> np.ndarray:
