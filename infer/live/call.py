@@ -193,11 +193,10 @@ class Call:
 
     def _finish(self) -> None:
         with self._encoding:
-            rest = self._encoder.close()
+            self._encoder.close()
             recording, self._recording = self._recording, None
         if recording:
             try:
-                recording.write(self._encoder.init, rest)
                 recording.close()
                 self.record = recording.path if recording.path.exists() else None
             except (OSError, ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WINDOW = (1180, 860)
+WINDOW = (1180, 940)
 
 
 def found() -> str | None:

@@ -24,7 +24,8 @@ def encoded(frames: int, *, key_at: int | None = None, **given) -> tuple[Encoder
         if k == key_at:
             encoder.want_key()
         found += encoder.encode(paint(sound, 40)[0], sound)
-    return encoder, found + encoder.close()
+    encoder.close()
+    return encoder, found
 
 
 def played(data: bytes) -> tuple[list[tuple[float, float]], np.ndarray]:
@@ -41,8 +42,7 @@ def played(data: bytes) -> tuple[list[tuple[float, float]], np.ndarray]:
 def test_a_stream_is_a_fragment_a_frame_with_picture_and_sound_on_one_clock():
     encoder, fragments = encoded(60)
     assert encoder.mime.startswith('video/mp4; codecs="avc1.') and encoder.mime.endswith('opus"')
-    assert [fragment.pictures for fragment in fragments[:-1]] == [1] * (len(fragments) - 1)
-    assert sum(fragment.pictures for fragment in fragments) == 60
+    assert len(fragments) == 60
     pictures, sound = played(encoder.init + b"".join(fragment.data for fragment in fragments))
     flashes = [time for time, grey in pictures if grey > 80]
     loud = np.flatnonzero(np.abs(sound) > 0.1)
@@ -71,7 +71,9 @@ def test_retouching_sees_every_frame_at_the_size_that_is_shown():
 
 
 def test_a_call_without_a_frame_ends_without_one():
-    assert Encoder(height=32, width=32, fps=25, audio_hz=16000).close() == []
+    encoder = Encoder(height=32, width=32, fps=25, audio_hz=16000)
+    encoder.close()
+    assert encoder.frames == 0
 
 
 def test_a_recording_is_finished_with_its_index_in_front(tmp_path):
