@@ -46,7 +46,7 @@ format: dev ## let ruff rewrite the sources
 	$(PY) -m ruff check --fix .
 
 acceptance: dev ## the promised figures, all or one AREA=first_light, written to docs/acceptance.md
-	AVATAR_ACCEPTANCE_WRITE=docs/acceptance.md $(PY) -m pytest -q -m acceptance tests/acceptance$(AREA:%=/test_%.py)
+	AVATAR_ACCEPTANCE_WRITE=docs/acceptance.md $(PY) -m pytest -q -m acceptance tests/acceptance$(AREA:%=/test_%*.py)
 
 train: install ## the whole tiny recipe, resumable at any point: WORKDIR=runs/tiny
 	$(PY) -m train.vae --config=$(CONFIG) --workdir=$(WORKDIR)/vae

@@ -15,7 +15,7 @@ from avatar_jax.io.errors import InputError
 from infer.live.call import Look
 from infer.live.stage import Form
 
-DRAWN = {"Ada": 3, "Ben": 11, "Cleo": 21, "Dan": 34, "Eve": 41}  # names of the drawn world's faces, by number
+DRAWN = {"Ada": 41, "Ben": 11, "Cleo": 21, "Dan": 34, "Robo": 3}  # names of the drawn world's faces, by number
 SHOWN_SIZE = 256  # of the gallery's pictures
 KEPT = 16  # avatars prepared and not in use
 HEADROOM = 1.2  # a turn of the pool may take so many times what it took once

@@ -223,11 +223,16 @@ def test_the_page_comes_after_signing_in_and_carries_everything_itself():
 
 
 BAD = [
-    ({}, "consent"), ({"consent": 1}, "consent"), ({"consent": True, "portrait": "nobody"}, "none of that name"),
-    ({"consent": True, "portrait": ["dark"]}, "none of that name"), ({"consent": True, "portrait_base64": "§"}, "base64"),
-    ({"consent": True, "portrait_base64": "AAAA"}, "portrait: is not a PNG"), ({"consent": True, "prompt": "x"}, "reads no text"),
-    ({"consent": True, "prompt": "x" * 2001}, "at most 2000"), ({"consent": True, "prompt": "a\u0000"}, "control"),
-]  # fmt: skip
+    ({}, "consent"),
+    ({"consent": 1}, "consent"),
+    ({"consent": True, "portrait": "nobody"}, "none of that name"),
+    ({"consent": True, "portrait": ["dark"]}, "none of that name"),
+    ({"consent": True, "portrait_base64": "§"}, "base64"),
+    ({"consent": True, "portrait_base64": "AAAA"}, "portrait: is not a PNG"),
+    ({"consent": True, "prompt": "x"}, "reads no text"),
+    ({"consent": True, "prompt": "x" * 2001}, "at most 2000"),
+    ({"consent": True, "prompt": "a\u0000"}, "control"),
+]
 
 
 def test_bad_input_is_one_line_and_never_an_error_of_the_server():
