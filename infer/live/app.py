@@ -1,11 +1,13 @@
 """The routes. docs/api.md is their contract."""
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import json
 import secrets
 import unicodedata
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from infer.live.studio import Gallery
 
 PAGES = Path(__file__).parent
 PROMPT_CHARACTERS = 2000
+BODY_S = 60.0  # that an upload may take
 JSON_BYTES = decode.PORTRAIT_BYTES * 4 // 3 + 16384
 CALL = "/v1/sessions/{call}"
 
@@ -29,10 +32,14 @@ async def read(request: web.Request, most: int) -> bytes:
     if (request.content_length or 0) > most:
         raise Refused(413, "too large", f"body: at most {most} bytes")
     data = bytearray()
-    async for piece in request.content.iter_any():
-        data += piece
-        if len(data) > most:
-            raise Refused(413, "too large", f"body: at most {most} bytes")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for piece in request.content.iter_any():
+                data += piece
+                if len(data) > most:
+                    raise Refused(413, "too large", f"body: at most {most} bytes")
+    except TimeoutError as error:
+        raise Refused(408, "slow", f"body: did not come within {BODY_S:.0f} s") from error
     return bytes(data)
 
 
@@ -106,8 +113,8 @@ class Routes:
 
     async def enter(self, request: web.Request) -> web.Response:
         """POST /signin"""
-        form = (await read(request, 4096)).decode("utf-8", "replace")
-        token = dict(part.partition("=")[::2] for part in form.split("&")).get("token", "")
+        form = urllib.parse.parse_qs((await read(request, 4096)).decode("utf-8", "replace"))
+        token = form.get("token", [""])[0]
         try:
             return self._welcome(self._keys.owner(token))
         except Denied:
@@ -179,7 +186,8 @@ class Routes:
 
     async def change(self, request: web.Request) -> web.Response:
         """PATCH /v1/sessions/{call}"""
-        call, asked = self._live(request), await read_json(request)
+        call = self._uploading(request)
+        asked = await read_json(request)
         prompt = self._desk.studio.check_prompt(check_prompt(asked.get("prompt", call.look.prompt)))
         if "portrait" in asked or "portrait_base64" in asked:
             look = await self._look(asked, prompt)
@@ -205,6 +213,13 @@ class Routes:
             raise Refused(410, "over", f"session: is over, {call.reason}")
         return call
 
+    def _uploading(self, request: web.Request) -> Call:
+        call = self._live(request)
+        wait_s = call.uploads.wait_s(1, self._desk.now())
+        if wait_s:
+            raise Refused(429, "rate", "uploads: too many a minute", **{"Retry-After": str(int(wait_s) + 1)})
+        return call
+
     async def interrupt(self, request: web.Request) -> web.Response:
         """POST /v1/sessions/{call}/interrupt"""
         call = self._live(request)
@@ -213,7 +228,8 @@ class Routes:
 
     async def speech(self, request: web.Request) -> web.Response:
         """POST /v1/sessions/{call}/speech"""
-        call, data = self._live(request), await read(request, decode.SOUND_BYTES)
+        call = self._uploading(request)
+        data = await read(request, decode.SOUND_BYTES)
         if request.content_type == "audio/pcm":
             samples = decode.pcm16(data)
         else:

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from infer.live.encode import Encoder, Fragment, Retouch
+from infer.live.keys import Bucket
 from infer.live.line import Line
 from infer.live.pace import Pace
 from infer.live.record import Recording
@@ -40,6 +41,7 @@ class Limits:
     keep_s: float = 86400.0  # of finished recordings
     sound_rate: float = 2.0  # times real time
     opened_a_minute: float = 30.0  # calls of one token
+    uploads_a_minute: float = 60.0  # portraits and speech of one call
     ahead: int = 2  # blocks drawn or under way and not shown
 
 
@@ -94,6 +96,7 @@ class Call:
         )
         self._recording = Recording(folder, name) if folder else None
         self.record: Path | None = None  # once it is finished
+        self.uploads = Bucket(limits.uploads_a_minute / 60, limits.uploads_a_minute)
         self._pump: asyncio.Task | None = None
         self._encoding = threading.Lock()  # a frame may still be encoded when the call ends
         self._shown: list[float] = []  # times of the last frames

@@ -66,6 +66,7 @@ class Encoder:
         display_size: int = 384,
     ):
         import av
+        from av.video.frame import PictureType
 
         self._fps, self._hz, self._factor = fps, audio_hz, upscale_factor(height, width, display_size)
         self._retouch = retouch or (lambda frame, number: frame)
@@ -79,7 +80,7 @@ class Encoder:
         self._audio.bit_rate = SOUND_BITS // 2  # 16 kHz of band
         self._audio.options = {"application": "audio", "frame_duration": "20"}
         self._resample = av.AudioResampler(format="flt", layout="mono", rate=SOUND_HZ)
-        self._sound_type, self._intra = av.AudioFrame, av.video.frame.PictureType.I
+        self._sound_type, self._intra = av.AudioFrame, PictureType.I
         self.init, self._wants_key = b"", False
         self._held: list[list[boxes.Run]] = []  # frames before it is known
         self.frames, self.samples, self._packets = 0, 0, 0

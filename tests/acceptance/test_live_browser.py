@@ -46,7 +46,7 @@ class Served:
     def end(self) -> None:
         """Ends it."""
         self.running.send_signal(signal.SIGTERM)
-        self.running.wait(60)
+        self.running.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,7 @@ class Guest:
         self.ground, self._hall, self.waiting = ground, hall, []  # (when it is drawn, block)
 
     def push_audio(self, samples: np.ndarray, now_s: float) -> None:
+        self._hall.entered.append(now_s)
         frames = paint(samples, self.ground, self._hall.form)
         self.waiting.append((now_s + self._hall.draw_s, Block(frames, samples)))
 
@@ -64,6 +65,7 @@ class Hall:
         self.seats, self.draw_s, self.form = seats, draw_s, form
         self.guests: list[Guest] = []
         self.now_s, self.most = 0.0, 0
+        self.entered: list[float] = []  # when blocks came
 
     def join(self, avatar: int) -> Guest:
         assert len(self.guests) < self.seats, "more guests than seats"
@@ -132,7 +134,7 @@ async def opened(
     folder: Path | None = None, *, draw_s: float = 0.01, ttl_s: float = 600.0, **given: Any
 ) -> AsyncIterator[House]:
     """A house with the given limits."""
-    limits = Limits(**{"seats": 2, "opened_a_minute": 1e6, **given})
+    limits = Limits(**{"seats": 2, "opened_a_minute": 1e6, "uploads_a_minute": 1e6, **given})
     hall, keys = Hall(limits.seats, draw_s), Keys([TOKEN], ttl_s=ttl_s)
     desk = Desk(
         Studio(),

@@ -30,11 +30,11 @@ def encoded(frames: int, *, key_at: int | None = None, **given) -> tuple[Encoder
 
 def played(data: bytes) -> tuple[list[tuple[float, float]], np.ndarray]:
     """Time and grey of every frame, and the sound."""
-    with av.open(io.BytesIO(data)) as file:
+    with av.open(io.BytesIO(data), "r") as file:
         pictures = [
             (frame.time or 0.0, float(frame.to_ndarray(format="gray").mean())) for frame in file.decode(video=0)
         ]
-    with av.open(io.BytesIO(data)) as file:
+    with av.open(io.BytesIO(data), "r") as file:
         sound = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
     return pictures, sound
 

@@ -43,7 +43,7 @@ async def look(socket: aiohttp.ClientWebSocketResponse, until) -> tuple[list[dic
 
 
 def frames_of(media: bytes) -> list[float]:
-    with av.open(io.BytesIO(media)) as file:
+    with av.open(io.BytesIO(media), "r") as file:
         return [float(frame.to_ndarray(format="gray").mean()) for frame in file.decode(video=0)]
 
 
@@ -277,12 +277,21 @@ def test_a_connection_that_breaks_the_rules_is_closed_with_a_reason():
     run(test)
 
 
-def test_too_many_calls_a_minute_are_refused():
+def test_too_many_calls_or_uploads_a_minute_are_refused():
     async def test(house: House) -> None:
-        found = [(await house.ask("POST", "/v1/sessions", json={"consent": True}))[::2] for _ in range(4)]
-        assert [status for status, _ in found] == [201, 201, 201, 429] and int(found[-1][1]["Retry-After"]) >= 1
+        found = [await house.ask("POST", "/v1/sessions", json={"consent": True}) for _ in range(4)]
+        opened_: dict = found[0][1]
+        assert [one[0] for one in found] == [201, 201, 201, 429] and int(found[-1][2]["Retry-After"]) >= 1
 
-    run(test, opened_a_minute=3.0, queue=10)
+        own, token = f"/v1/sessions/{opened_['id']}", opened_["token"]
+        pushed = {"data": pcm(voice(0.1)), "headers": {"Content-Type": "audio/pcm"}}
+        assert [(await house.ask("POST", own + "/speech", token, **dict(pushed)))[0] for _ in range(3)] == [
+            200,
+            200,
+            429,
+        ]
+
+    run(test, opened_a_minute=3.0, uploads_a_minute=2.0, queue=10)
 
 
 def test_figures_for_prometheus():

@@ -72,11 +72,9 @@ def test_after_an_interruption_nothing_stale_comes_home():
 
 
 def test_calls_enter_together_where_a_turn_costs_the_same_for_all():
-    clock, _, stage, parts = staged(3, beat_s=0.24)
-    entered = []
+    clock, hall, stage, parts = staged(3, beat_s=0.24)
+    entered = hall.entered
     for part in parts:
-        push = part.guest.push_audio
-        part.guest.push_audio = lambda samples, now_s, push=push: (entered.append(now_s), push(samples, now_s))
         part.line.say(voice(10.0))
     run(clock, stage, 3.0, lambda now_s: [part.reel.popleft() for part in parts if part.reel])
     times = sorted(set(entered))
