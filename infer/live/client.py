@@ -133,8 +133,8 @@ class Client:
             asked["portrait"] = portrait
         house = await (await self._ask("GET", "/v1/portraits", self._token)).json()
         about = await (await self._ask("POST", "/v1/sessions", self._token, json=asked)).json()
-        named = {field.name: about.get(field.name, house.get(field.name)) for field in dataclasses.fields(Opened)}
-        return Opened(**named)
+        known = about | house  # both have `fps`: what goes out now, and what the pictures are made for
+        return Opened(**{field.name: known[field.name] for field in dataclasses.fields(Opened)})
 
     @contextlib.asynccontextmanager
     async def connect(self, call: Opened) -> AsyncIterator[Stream]:

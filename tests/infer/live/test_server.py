@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from infer.live.app import make_app
+from infer.live.client import Answer, Client
 from tests.infer.live.house import GALLERY, TOKEN, House, eventually, now, opened, pcm, voice
 
 ROOT = Path(__file__).parents[3]
@@ -62,7 +63,7 @@ def test_a_call_from_its_opening_to_its_recording(tmp_path):
                 "POST", own + "/speech", about["token"], data=pcm(voice(0.96)), headers={"Content-Type": "audio/pcm"}
             )
             assert (status, said["seconds"]) == (200, 0.96)
-            events, media = await look(socket, lambda event: event.get("frames", 0) >= 40)
+            events, media = await look(socket, lambda event: event.get("frames", 0) >= said["frames"] + 50)
             assert {event["type"] for event in events} == {"state", "media"}
             greys = frames_of(media)
             assert min(greys) == pytest.approx(90, abs=3) and sum(grey > 150 for grey in greys) >= 20
@@ -77,6 +78,31 @@ def test_a_call_from_its_opening_to_its_recording(tmp_path):
     log = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [line["event"] for line in log] == ["opened", "ended", "disconnected"]
     assert log[0]["consent"] is True and log[1]["seconds"] > 1.5 and TOKEN not in str(log)
+
+
+def test_the_client_opens_talks_and_fetches(tmp_path):
+    async def test(house: House) -> None:
+        (tmp_path / "face.png").write_bytes(picture())
+        async with Client(house.url("/"), TOKEN) as client:
+            with pytest.raises(Answer, match="422: consent"):
+                await client.open(consent=False)
+            call = await client.open(consent=True, portrait=tmp_path / "face.png", record=True)
+            assert (call.audio_hz, call.fps) == (16000, 25)
+            async with client.connect(call) as stream:
+                await stream.talk(voice(0.02))
+                await stream.say(voice(0.5))
+                kinds = []
+                async for event in stream:
+                    kinds.append(event["type"])
+                    if event.get("frames", 0) >= 10 and event["state"] == "live":
+                        await stream.interrupt()
+                        await stream.end()
+                        break
+                kinds += [event["type"] async for event in stream]
+            assert {"state", "media", "data", "ended"} <= set(kinds)
+            assert len(frames_of(await client.record(call))) >= 10
+
+    run(test, tmp_path)
 
 
 def test_an_interruption_empties_every_queue():
