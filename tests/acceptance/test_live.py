@@ -117,7 +117,12 @@ def test_many_clients():
         lost = len(house.desk.active) + len(house.hall.guests) + len(house.desk.queue)
         return len(opened_), active, len(refused), later, kept, house.hall.most, lost, before, after
 
-    given = {"seats": 4, "queue": 16, "resume_s": 0.5, "connect_s": 1.0}
+    given = {
+        "seats": 4,
+        "queue": 16,
+        "resume_s": 0.5,
+        "connect_s": 60.0,
+    }  # nobody is sent away while the order is watched
     found, active, refused, later, kept, most, lost, before, after = run(check, **given)
     figure = (
         f"{active} active, {found - active} queued, {refused} refused, {later} with Retry-After; order "
