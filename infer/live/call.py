@@ -88,6 +88,7 @@ class Call:
         self.line = Line(audio_hz=form.audio_hz, live_s=2 * form.block_s, speech_s=limits.speech_s)
         self.state, self.reason, self.position = "queued", "waiting for a free seat", 0
         self.created_s = self.contact_s = self.sound_s = self.since_s = now()
+        self.joining: concurrent.futures.Future | None = None  # of its part, from the stage
         self.part: Part | None = None
         self.viewer: Viewer | None = None
         self.pace = Pace(form.fps, round(LEAD_S * form.fps))
@@ -174,13 +175,12 @@ class Call:
         self._cut()
         self._pump = asyncio.get_running_loop().create_task(self._run())
 
-    def rise(self) -> Part | None:
+    def rise(self) -> None:
         """Gives its seat up; the call can go on in another one."""
-        part, self.part = self.part, None
+        self.part = None
         if self._pump:
             self._pump.cancel()
             self._pump = None
-        return part
 
     async def end(self, reason: str) -> None:
         """Finishes the recording and tells whoever looks on."""

@@ -163,7 +163,9 @@ class Desk:
             avatar = await loop.run_in_executor(self.workers, self.studio.prepare, call.look)
             if self.active.get(call.name) is not call or call.part:
                 return
-            joining = self.stage.ask(self.stage.join, avatar, call.line, call.form, ahead=self.limits.ahead)
+            joining = call.joining = self.stage.ask(
+                self.stage.join, avatar, call.line, call.form, ahead=self.limits.ahead
+            )
             part = await asyncio.wrap_future(joining)
         except Exception as error:  # a portrait or prompt that the model refuses, a lost device
             logging.exception("a call could not begin")
@@ -187,9 +189,10 @@ class Desk:
 
     def _leave(self, call: Call) -> None:
         self.active.pop(call.name, None)
-        part = call.rise()
-        if part:
-            self.stage.ask(self.stage.leave, part)
+        joining, call.joining = call.joining, None
+        call.rise()
+        if joining:
+            self.stage.forgo(joining)
 
     async def end(self, call: Call, reason: str) -> None:
         """Ends a call and lets the next one in."""

@@ -175,6 +175,16 @@ class Stage:
             self._parts.remove(part)
             self._hall.leave(part.guest)
 
+    def forgo(self, joining: concurrent.futures.Future) -> None:
+        """Ends a part that may still be joining, before whoever has asked later joins."""
+
+        def leave(done: concurrent.futures.Future) -> None:
+            if not done.exception():
+                here = threading.current_thread() is self._thread
+                self.leave(done.result()) if here else self.ask(self.leave, done.result())
+
+        joining.add_done_callback(leave)
+
     def ask(self, job: Callable[..., Any], *arguments: Any, **named: Any) -> concurrent.futures.Future:
         """Runs a job on the stage's thread, between two beats."""
         future: concurrent.futures.Future = concurrent.futures.Future()
