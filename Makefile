@@ -1,7 +1,7 @@
 # Everything starts here: each target is complete on a fresh Debian or Ubuntu with Python 3.11 to 3.14.
 #   DEVICE=cpu|cuda12|tpu   overrides the detected device        PYTHON=python3.13   picks the interpreter
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-slow check format acceptance parity train compile doctor lock clean
+.PHONY: help install dev demo serve test test-slow check format acceptance parity train compile doctor lock clean
 
 export DEVICE PYTHON
 PY := .venv/bin/python
@@ -18,6 +18,9 @@ install: ## create .venv and install what this machine needs (done by every targ
 
 demo: install ## an embedded portrait speaks an embedded recording: talk.mp4
 	$(PY) -m infer.stream --output=talk.mp4 --overwrite
+
+serve: install ## live calls in a browser; prints the page's address
+	$(PY) -m infer.serve
 
 dev:
 	@./setup.sh --dev

@@ -70,6 +70,42 @@ def upscale_factor(height: int, width: int, display_size: int) -> int:
     return max(1, display_size // min(height, width))
 
 
+def add_pictures(container: Any, vcodec: str, size: tuple[int, int], *, fps: int, options: dict[str, str]) -> Any:
+    """A video track in an open container: 8-bit 4:2:0 in BT.709, a key frame every KEYFRAME_S.
+
+    Args:
+        container: PyAV's.
+        vcodec: name of the encoder.
+        size: rows and columns.
+        fps: frames a second.
+        options: of the encoder.
+    """
+    track = container.add_stream(vcodec, rate=fps)
+    track.height, track.width = size
+    track.pix_fmt, track.options = "yuv420p", options
+    context = track.codec_context
+    context.gop_size, context.color_range = KEYFRAME_S * fps, LIMITED_RANGE
+    context.colorspace = context.color_primaries = context.color_trc = BT709
+    return track
+
+
+def enlarge(frame: np.ndarray, factor: int) -> np.ndarray:
+    """A frame uint8 [H, W, 3] at a whole multiple of its size."""
+    if factor == 1:
+        return frame
+    import cv2  # only small frames are enlarged
+
+    return cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+
+
+def to_picture(frame: np.ndarray) -> Any:
+    """A frame uint8 [H, W, 3] as PyAV encodes it in a track of `add_pictures`."""
+    import av
+
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    return picture.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE)
+
+
 class VideoWriter:
     """Writes frames and sound to an MP4; a context manager.
 
@@ -128,17 +164,12 @@ class VideoWriter:
         flags = {"movflags": "delay_moov+default_base_moof", "frag_duration": str(FRAGMENT_US)}
         flags["flush_packets"] = "1"  # else nothing reaches the disk before the end
         self._container: Any = av.open(str(self.partial), "w", format="mp4", options=flags)
-        self._video: Any = self._container.add_stream(vcodec, rate=self.fps)
-        self._video.height, self._video.width = self.shown
-        self._video.pix_fmt, self._video.options = "yuv420p", options
-        context = self._video.codec_context
-        context.gop_size, context.color_range = KEYFRAME_S * self.fps, LIMITED_RANGE
-        context.colorspace = context.color_primaries = context.color_trc = BT709
+        self._video: Any = add_pictures(self._container, vcodec, self.shown, fps=self.fps, options=options)
         self._audio: Any = None  # a silent video has no sound track
         if self.audio_hz:
             self._audio = self._container.add_stream(acodec, rate=self.audio_hz, layout="mono")
             self._audio.bit_rate = SOUND_BITS
-        self._frame_type, self._sound_type = av.VideoFrame, av.AudioFrame
+        self._sound_type = av.AudioFrame
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -188,12 +219,7 @@ class VideoWriter:
                 self._write_sound(sound[start : late + (k + 1) * hop])
 
     def _write_frame(self, frame: np.ndarray) -> None:  # [H, W, 3]
-        if self._factor > 1:
-            import cv2  # only small frames are enlarged
-
-            frame = cv2.resize(frame, None, fx=self._factor, fy=self._factor, interpolation=cv2.INTER_CUBIC)
-        picture = self._frame_type.from_ndarray(frame, format="rgb24")
-        picture = picture.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE)
+        picture = to_picture(enlarge(frame, self._factor))
         picture.pts, picture.time_base = self.video_frames, Fraction(1, self.fps)
         self._container.mux(self._video.encode(picture))
         self.video_frames += 1
@@ -216,7 +242,7 @@ class VideoWriter:
             with self._disk():
                 self._flush()
                 if self.seconds <= FASTSTART_S:
-                    _remux(self.partial, finished)
+                    remux(self.partial, finished)
                     os.replace(finished, self.path)
                 else:
                     os.replace(self.partial, self.path)
@@ -251,7 +277,7 @@ class VideoWriter:
             self.discard()
 
 
-def _remux(source: Path, target: Path) -> None:
+def remux(source: Path, target: Path) -> None:
     """Copies the packets of a fragmented MP4 into one with its index in front."""
     import av
 

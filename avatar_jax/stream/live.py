@@ -13,6 +13,7 @@ import numpy as np
 
 from avatar_jax.stream.pool import Pool, Seat
 from avatar_jax.stream.session import Avatar, Session
+from avatar_jax.stream.state import Scene
 
 
 class Shown(NamedTuple):
@@ -79,6 +80,10 @@ class Guest:
         self._blocks += 1
         self._heard.append(block)
         self._drawn.extend(self._session.push_audio(block))
+
+    def show(self, scene: Scene) -> None:
+        """Another portrait or prompt, from `session.make_scene`: taken up by the next block that enters."""
+        self._session.show(scene)
 
     def close(self) -> None:
         """Leaves."""

@@ -178,7 +178,7 @@ def test_a_disk_too_full_to_finish_keeps_the_whole_partial_video(
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(video, "_remux", full)
+    monkeypatch.setattr(video, "remux", full)
     with pytest.raises(InputError, match="the disk is full"), open_writer(tmp_path / "talk.mp4") as writer:
         writer.write(grey(24), quiet(24))
     assert left_in(tmp_path) == {"talk.partial.mp4"}

@@ -1,0 +1,276 @@
+"""The routes. docs/api.md is their contract."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+import secrets
+import unicodedata
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from infer.live import decode, door, socket
+from infer.live.call import Call, Look
+from infer.live.desk import Desk
+from infer.live.door import Refused
+from infer.live.keys import Buckets, Denied, Keys
+from infer.live.studio import Gallery
+
+PAGES = Path(__file__).parent
+PROMPT_CHARACTERS = 2000
+BODY_S = 60.0  # that an upload may take
+JSON_BYTES = decode.PORTRAIT_BYTES * 4 // 3 + 16384
+CALL = "/v1/sessions/{call}"
+
+
+async def read(request: web.Request, most: int) -> bytes:
+    """A request's body. Raises Refused (413) as soon as it is larger."""
+    if (request.content_length or 0) > most:
+        raise Refused(413, "too large", f"body: at most {most} bytes")
+    data = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for piece in request.content.iter_any():
+                data += piece
+                if len(data) > most:
+                    raise Refused(413, "too large", f"body: at most {most} bytes")
+    except TimeoutError as error:
+        raise Refused(408, "slow", f"body: did not come within {BODY_S:.0f} s") from error
+    return bytes(data)
+
+
+async def read_json(request: web.Request) -> dict[str, Any]:
+    """A request's body as a JSON object. Raises Refused."""
+    try:
+        found = json.loads(await read(request, JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise Refused(422, "json", "body: is not JSON") from error
+    if not isinstance(found, dict):
+        raise Refused(422, "json", "body: is not a JSON object")
+    return found
+
+
+def check_prompt(prompt: Any) -> str | None:
+    """A prompt in normal form. Raises Refused."""
+    if prompt is None or prompt == "":
+        return None
+    if not isinstance(prompt, str) or len(prompt) > PROMPT_CHARACTERS:
+        raise Refused(422, "prompt", f"prompt: must be text of at most {PROMPT_CHARACTERS} characters")
+    if any(unicodedata.category(one) in ("Cc", "Cs") for one in prompt):
+        raise Refused(422, "prompt", "prompt: has control characters")
+    return unicodedata.normalize("NFC", prompt)
+
+
+class Routes:
+    """What the server answers.
+
+    Args:
+      desk: all calls.
+      keys: all tokens.
+      gallery: the house's portraits.
+    """
+
+    def __init__(self, desk: Desk, keys: Keys, gallery: Gallery):
+        self._desk, self._keys, self._gallery = desk, keys, gallery
+        rate = desk.limits.opened_a_minute
+        self._opened = Buckets(rate / 60, rate)
+        self._page, self._sign_in = ((PAGES / name).read_text() for name in ("page.html", "sign_in.html"))
+
+    def _call(self, request: web.Request) -> Call:
+        return self._desk.calls[request.match_info["call"]]
+
+    def _html(self, text: str, status: int) -> web.Response:
+        nonce = secrets.token_urlsafe(16)
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}' blob:; style-src 'nonce-{nonce}'; connect-src 'self'; "
+            "img-src 'self' blob: data:; media-src blob:; worker-src blob:; form-action 'self'; "
+            "base-uri 'none'; frame-ancestors 'none'"
+        )
+        headers = {"Content-Security-Policy": policy}
+        return web.Response(
+            text=text.replace("NONCE", nonce), status=status, content_type="text/html", charset="utf-8", headers=headers
+        )
+
+    def sign_in(self) -> web.Response:
+        """What somebody without a token sees."""
+        return self._html(self._sign_in, 401)
+
+    def _welcome(self, owner: str) -> web.Response:
+        cookie, _ = self._keys.issue(f"page-{owner}")
+        response = web.Response(status=303, headers={"Location": "/"})
+        response.set_cookie(door.COOKIE, cookie, httponly=True, samesite="Strict", path="/")
+        return response
+
+    async def page(self, request: web.Request) -> web.Response:
+        """GET /"""
+        if "token" in request.query:  # out of the address line, into a cookie
+            return self._welcome(request[door.OWNER])
+        return self._html(self._page, 200)
+
+    async def enter(self, request: web.Request) -> web.Response:
+        """POST /signin"""
+        form = urllib.parse.parse_qs((await read(request, 4096)).decode("utf-8", "replace"))
+        token = form.get("token", [""])[0]
+        try:
+            return self._welcome(self._keys.owner(token))
+        except Denied:
+            return self.sign_in()
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """GET /healthz"""
+        return web.json_response({"status": "alive"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """GET /readyz"""
+        reason = self._desk.ready
+        return web.json_response({"ready": not reason, "reason": reason}, status=503 if reason else 200)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """GET /metrics"""
+        return web.Response(body=self._desk.figures.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def portraits(self, request: web.Request) -> web.Response:
+        """GET /v1/portraits"""
+        form = self._desk.studio.form
+        about = {"audio_hz": form.audio_hz, "fps": form.fps, "block_ms": round(1e3 * form.block_s)}
+        return web.json_response({"portraits": list(self._gallery.pictures), **about})
+
+    async def portrait(self, request: web.Request) -> web.Response:
+        """GET /v1/portraits/{name}"""
+        found = self._gallery.png(request.match_info["name"])
+        if found is None:
+            raise Refused(404, "portrait", "portrait: none of that name")
+        return web.Response(body=found, content_type="image/png")
+
+    async def _look(self, asked: dict[str, Any], prompt: str | None) -> Look:
+        named, data = asked.get("portrait"), asked.get("portrait_base64")
+        if data is not None:
+            try:
+                image = base64.b64decode(data, validate=True)
+            except (binascii.Error, ValueError, TypeError) as error:
+                raise Refused(422, "portrait", "portrait_base64: is not base64") from error
+            if len(image) > decode.PORTRAIT_BYTES:
+                raise Refused(413, "too large", f"portrait: at most {decode.PORTRAIT_BYTES} bytes")
+            name = hashlib.sha256(image).hexdigest()
+            return Look(name, await self._desk.portrait(image), prompt)
+        name = named or next(iter(self._gallery.pictures))
+        if not isinstance(name, str) or name not in self._gallery.pictures:
+            raise Refused(422, "portrait", "portrait: none of that name; GET /v1/portraits lists them")
+        return Look(name, self._gallery.pictures[name], prompt)
+
+    async def open(self, request: web.Request) -> web.Response:
+        """POST /v1/sessions"""
+        asked = await read_json(request)
+        if asked.get("consent") is not True:
+            raise Refused(422, "consent", "consent: must be true; whoever is shown must have agreed")
+        prompt = self._desk.studio.check_prompt(check_prompt(asked.get("prompt")))
+        wait_s = self._opened.wait_s(request[door.OWNER], 1, self._desk.now())
+        if wait_s:
+            raise Refused(429, "rate", "sessions: too many a minute", **{"Retry-After": str(int(wait_s) + 1)})
+        call = self._desk.open(request[door.OWNER], await self._look(asked, prompt), keep=asked.get("record") is True)
+        token, ends_s = self._keys.issue(call.name)
+        path = f"/v1/sessions/{call.name}"
+        about = {**call.status(), "token": token, "expires": int(ends_s), "stream": f"{path}/stream"}
+        return web.json_response(about, status=201, headers={"Location": path})
+
+    async def status(self, request: web.Request) -> web.Response:
+        """GET /v1/sessions/{call}"""
+        call = self._call(request)
+        if call.viewer is None and call.state == "queued":
+            call.contact_s = max(call.contact_s, self._desk.now())  # asking is coming
+        return web.json_response(call.status())
+
+    async def change(self, request: web.Request) -> web.Response:
+        """PATCH /v1/sessions/{call}"""
+        call = self._uploading(request)
+        asked = await read_json(request)
+        prompt = self._desk.studio.check_prompt(check_prompt(asked.get("prompt", call.look.prompt)))
+        if "portrait" in asked or "portrait_base64" in asked:
+            look = await self._look(asked, prompt)
+        else:
+            look = Look(call.look.name, call.look.portrait, prompt)
+        await self._desk.change(call, look)
+        return web.json_response(call.status())
+
+    async def close(self, request: web.Request) -> web.Response:
+        """DELETE /v1/sessions/{call}"""
+        call = self._call(request)
+        await self._desk.end(call, "the caller has ended it")
+        return web.json_response(call.status())
+
+    async def renew(self, request: web.Request) -> web.Response:
+        """POST /v1/sessions/{call}/token"""
+        token, ends_s = self._keys.issue(self._live(request).name)
+        return web.json_response({"token": token, "expires": int(ends_s)})
+
+    def _live(self, request: web.Request) -> Call:
+        call = self._call(request)
+        if call.state == "ended":
+            raise Refused(410, "over", f"session: is over, {call.reason}")
+        return call
+
+    def _uploading(self, request: web.Request) -> Call:
+        call = self._live(request)
+        wait_s = call.uploads.wait_s(1, self._desk.now())
+        if wait_s:
+            raise Refused(429, "rate", "uploads: too many a minute", **{"Retry-After": str(int(wait_s) + 1)})
+        return call
+
+    async def interrupt(self, request: web.Request) -> web.Response:
+        """POST /v1/sessions/{call}/interrupt"""
+        call = self._live(request)
+        call.interrupt()
+        return web.json_response(call.status())
+
+    async def speech(self, request: web.Request) -> web.Response:
+        """POST /v1/sessions/{call}/speech"""
+        call = self._uploading(request)
+        data = await read(request, decode.SOUND_BYTES)
+        if request.content_type == "audio/pcm":
+            samples = decode.pcm16(data)
+        else:
+            samples = await self._desk.sound(data)
+        call.say(samples)
+        return web.json_response({**call.status(), "seconds": round(samples.size / call.form.audio_hz, 3)})
+
+    async def record(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/sessions/{call}/record.mp4"""
+        call = self._call(request)
+        if call.record is None or not call.record.exists():
+            reason = (
+                "is there when the session has ended" if call.state != "ended" else "none was made, or it is deleted"
+            )
+            raise Refused(404, "record", f"recording: {reason}")
+        return web.FileResponse(call.record, headers={"Content-Type": "video/mp4"})
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/sessions/{call}/stream"""
+        return await socket.serve(request, self._desk, self._call(request))
+
+
+def make_app(desk: Desk, keys: Keys, gallery: Gallery, *, origins: tuple[str, ...] = ()) -> web.Application:
+    """The application; its start and end are the desk's."""
+    routes = Routes(desk, keys, gallery)
+    app = web.Application(
+        middlewares=[door.make_middleware(keys, desk, origins, routes.sign_in)], client_max_size=JSON_BYTES
+    )
+    app.router.add_get("/", routes.page)
+    app.router.add_post("/signin", routes.enter)
+    for path in ("healthz", "readyz", "metrics"):
+        app.router.add_get(f"/{path}", getattr(routes, path))
+    app.router.add_get("/v1/portraits", routes.portraits)
+    app.router.add_get("/v1/portraits/{name}", routes.portrait)
+    app.router.add_post("/v1/sessions", routes.open)
+    app.router.add_get(CALL, routes.status)
+    app.router.add_patch(CALL, routes.change)
+    app.router.add_delete(CALL, routes.close)
+    app.router.add_post(f"{CALL}/token", routes.renew)
+    app.router.add_post(f"{CALL}/interrupt", routes.interrupt)
+    app.router.add_post(f"{CALL}/speech", routes.speech)
+    app.router.add_get(f"{CALL}/record.mp4", routes.record)
+    app.router.add_get(f"{CALL}/stream", routes.stream)
+    return app

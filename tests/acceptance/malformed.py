@@ -1,0 +1,40 @@
+"""Files that are almost good."""
+
+import io
+import json
+import random
+
+import av
+import numpy as np
+from PIL import Image
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """Some bytes changed, a piece taken out, or the end cut."""
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 12)):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    if rng.random() < 0.3:
+        del data[rng.randrange(len(data)) :]
+    return bytes(data)
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """Good files, to be broken."""
+    image, picture, sound = Image.fromarray(np.zeros((24, 24, 3), np.uint8)), [], []
+    for form in ("PNG", "JPEG", "WEBP"):
+        file = io.BytesIO()
+        image.save(file, form)
+        picture.append(file.getvalue())
+    codecs = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "ogg": "libopus", "webm": "libopus"}
+    for form, codec in codecs.items():
+        file = io.BytesIO()
+        with av.open(file, "w", format=form) as out:
+            stream = out.add_stream(codec, rate=48000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.int16), format="s16", layout="mono")
+            frame.sample_rate = 48000
+            for packet in (*stream.encode(frame), *stream.encode(None)):
+                out.mux(packet)
+        sound.append(file.getvalue())
+    order = json.dumps({"consent": True, "portrait": "dark", "prompt": None, "record": False}).encode()
+    return {"picture": picture, "sound": sound, "json": [order]}
