@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from typing import Any
 
 import av
 import numpy as np
@@ -11,12 +12,12 @@ from PIL import Image
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """Some bytes changed, a piece taken out, or the end cut."""
-    data = bytearray(data)
+    spoilt = bytearray(data)
     for _ in range(rng.randint(1, 12)):
-        data[rng.randrange(len(data))] = rng.randrange(256)
+        spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
     if rng.random() < 0.3:
-        del data[rng.randrange(len(data)) :]
-    return bytes(data)
+        del spoilt[rng.randrange(len(spoilt)) :]
+    return bytes(spoilt)
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -30,7 +31,7 @@ def seeds() -> dict[str, list[bytes]]:
     for form, codec in codecs.items():
         file = io.BytesIO()
         with av.open(file, "w", format=form) as out:
-            stream = out.add_stream(codec, rate=48000, layout="mono")
+            stream: Any = out.add_stream(codec, rate=48000, layout="mono")
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.int16), format="s16", layout="mono")
             frame.sample_rate = 48000
             for packet in (*stream.encode(frame), *stream.encode(None)):

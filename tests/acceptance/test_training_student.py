@@ -17,7 +17,7 @@ from avatar_jax.metrics import motion, mouth, sync
 from avatar_jax.models import dit
 from avatar_jax.stream import forcing, session
 from avatar_jax.stream.state import Weights
-from configs.tiny import get_config
+from configs.tiny_driven import get_config
 from infer import door
 from tests.acceptance import absent, report
 from tests.published.case import Case
@@ -37,13 +37,13 @@ def config() -> configs.TrainingConfig:
 
 @functools.lru_cache
 def student() -> Weights:
-    return session.load_weights(config(), door.embedded("tiny"))
+    return session.load_weights(config(), door.embedded(config().name))
 
 
 @functools.lru_cache
 def teacher() -> Weights:
     cfg = config()
-    p = weight_files.load(door.embedded("tiny_teacher") / "dit.safetensors", dit.spec(cfg.dit))
+    p = weight_files.load(door.embedded(config().name) / "teacher.safetensors", dit.spec(cfg.dit))
     return Weights(dit.lay_out(p, cfg.dit), student().vae)
 
 
@@ -80,7 +80,7 @@ def test_student_against_teacher():
     cfg, truths = config(), evaluate.clips(CLIPS, CLIP_FRAMES)
     fps = cfg.video.fps
     few = evaluate.score(truths, evaluate.streamed(student(), truths, cfg), fps=fps)
-    many = evaluate.score(truths, evaluate.taught(teacher(), truths, cfg, steps=40, guidance=3.0), fps=fps)
+    many = evaluate.score(truths, evaluate.taught(teacher(), truths, cfg, steps=40, guidance=2.0), fps=fps)
     kept = few.dynamics / many.dynamics
     figure = f"student: {few.text()}; teacher: {many.text()}; {100 * kept:.0f} % of its dynamics"
     met = few.sync >= max(0.85, many.sync - 0.02) and few.identity >= many.identity and kept >= 0.8

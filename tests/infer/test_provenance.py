@@ -10,7 +10,7 @@ import pytest
 
 from avatar_jax.io import badge, credential
 from avatar_jax.io.errors import InputError
-from avatar_jax.io.video import VideoWriter, _remux, read_video
+from avatar_jax.io.video import VideoWriter, read_video, remux
 from infer import detect
 from tests.infer import test_stream_cli
 from tests.infer.test_stream_cli import folder, run  # noqa: F401, the fixture
@@ -99,7 +99,7 @@ def test_credential_is_valid_and_notices_a_changed_byte(tmp_path: Path):
     assert said and said["state"] == "Valid" and not said["problems"] and not said["trusted"]
     assert said["about"] == {"watermark": "41565452"}
     assert len(read_video(made)[0]) == 10 and {path.name for path in tmp_path.iterdir()} == {"own", "talk.mp4"}
-    _remux(made, tmp_path / "copy.mp4")
+    remux(made, tmp_path / "copy.mp4")
     assert credential.verify(tmp_path / "copy.mp4") is None  # what a copy of the streams drops
     whole = bytearray(made.read_bytes())
     whole[-200] ^= 1

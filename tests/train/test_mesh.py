@@ -89,7 +89,7 @@ def test_too_many_devices():
 def test_processes_share_a_batch():
     """Their parts, one after the other, are the batch."""
     rows = grain.MapDataset.range(24).repeat()
-    parts = [meshes.Share(index, 2).of(rows.batch(3)) for index in range(2)]
+    parts: list[Any] = [meshes.Share(index, 2).of(rows.batch(3)) for index in range(2)]
     for step in (0, 1, 5):
         shared = np.concatenate([part[step] for part in parts])
         np.testing.assert_array_equal(shared, rows.batch(6)[step])
@@ -144,7 +144,7 @@ def test_remat_keeps_less_and_changes_nothing():
         p, batch = fresh(cfg).weights, window(cfg, 2)
         p = jax.tree.map(lambda leaf: leaf + 0.01, p)  # the head begins at zero
         gradient = jax.grad(functools.partial(pretrain.loss_fn, cfg=cfg), has_aux=True)
-        program = jax.jit(gradient).lower(p, batch, jax.random.key(1)).compile()
+        program: Any = jax.jit(gradient).lower(p, batch, jax.random.key(1)).compile()
         found[name] = program(p, batch, jax.random.key(1))[0], program.memory_analysis().temp_size_in_bytes
     for gradient, _ in found.values():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), gradient, found["none"][0])
