@@ -172,14 +172,14 @@ def step(state: DistillState, batch: windows.Batch, key: jax.Array, base: dict, 
         still = jax.lax.stop_gradient(drawn)
         return dmd.generator_loss(drawn.x, pull(teacher, fake, still, pull_key, cfg)), still
 
-    def move(student: optim.TrainState) -> tuple[optim.TrainState, Drawn, jax.Array]:
-        (loss, drawn), gradient = jax.value_and_grad(student_loss, has_aux=True)(student.weights)
-        return optim.step(student, gradient, cfg=settings.student), drawn, loss
+    def move(student: optim.TrainState) -> tuple[optim.TrainState, Drawn]:
+        gradient, drawn = jax.grad(student_loss, has_aux=True)(student.weights)
+        return optim.step(student, gradient, cfg=settings.student), drawn
 
-    def wait(student: optim.TrainState) -> tuple[optim.TrainState, Drawn, jax.Array]:
-        return student, stream(network(base, student.weights, cfg), batch, stream_key, cfg), jnp.float32(jnp.nan)
+    def wait(student: optim.TrainState) -> tuple[optim.TrainState, Drawn]:
+        return student, stream(network(base, student.weights, cfg), batch, stream_key, cfg)
 
-    student, drawn, loss = jax.lax.cond(state.step % settings.every == 0, move, wait, state.student)
+    student, drawn = jax.lax.cond(state.step % settings.every == 0, move, wait, state.student)
     x, noise, level = noised(fake_key, drawn.x, settings.shift)
 
     def fake_loss(moved: dict) -> jax.Array:
@@ -187,7 +187,7 @@ def step(state: DistillState, batch: windows.Batch, key: jax.Array, base: dict, 
         return dmd.fake_loss(score(p, x, level, drawn.reference, drawn.speakers, cfg), drawn.x, noise)
 
     lost, gradient = jax.value_and_grad(fake_loss)(state.fake.weights)
-    scalars = {"student": loss, "fake": lost, "motion": jnp.abs(jnp.diff(drawn.x, axis=1)).mean()}
+    scalars = {"loss_fake": lost, "motion": jnp.abs(jnp.diff(drawn.x, axis=1)).mean()}
     return DistillState(state.step + 1, student, optim.step(state.fake, gradient, cfg=settings.fake)), scalars
 
 

@@ -30,7 +30,7 @@ from train.journal import UNKNOWN, Cost, Journal, Meter, Silence, writing
 
 # What may change between one start of a run and the next: how long, how watched, and on what it runs.
 FREE = re.compile(
-    r"config\.(train\.\w+\.(steps|minutes|log_every|save_every|spike)|train\.mesh\..*|data\.workers|mesh\..*"
+    r"config\.(train(\.\w+)+\.(steps|minutes|log_every|save_every|spike)|train\.mesh\..*|data\.workers|mesh\..*"
     r"|dit\.(attention|remat))"
 )
 

@@ -187,6 +187,17 @@ def _train_mesh(cfg: configs.TrainingConfig) -> None:
     _require(o.batch % pieces == 0, "train.dit.batch", o.batch, told)
 
 
+def _distill(d: configs.DistillConfig, cfg: configs.TrainingConfig) -> None:
+    for name in ("student", "fake"):
+        _optim(getattr(d, name), f"train.distill.{name}")
+    _require(cfg.stream.knot is None, "train.distill", "...", "streams with a knot are not distilled yet: must be None")
+    _require(d.rank >= 0, "train.distill.rank", d.rank, "must not be negative; 0: all weights move")
+    _require(d.every >= 1, "train.distill.every", d.every, "must be at least 1")
+    most = cfg.train.dit_blocks
+    _require(1 <= d.blocks <= most, "train.distill.blocks", d.blocks, f"1 to train.dit_blocks={most}, what data has")
+    _require(0.0 <= d.anchored <= 1.0, "train.distill.anchored", d.anchored, "a share, 0 to 1")
+
+
 def validate(cfg: Run) -> Run:
     """Returns `cfg` if it describes a possible system; raises ValueError naming the dotted field otherwise."""
     _picture(cfg)
@@ -203,4 +214,6 @@ def validate(cfg: Run) -> Run:
         for name in ("vae", "decoder", "dit"):
             _optim(getattr(cfg.train, name), f"train.{name}")
         _train_mesh(cfg)
+        if cfg.train.distill:
+            _distill(cfg.train.distill, cfg)
     return cfg

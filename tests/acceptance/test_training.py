@@ -33,10 +33,13 @@ class Stage(NamedTuple):
     name: str
     command: tuple[str, ...]
     leaves: str
+    rates: str  # the part of the configuration that says how long it trains
 
 
-ONE = Stage("stage one", ("train.pretrain", "--config=tests/train/mini.py"), "dit.safetensors")
-STAGES = [ONE]
+MINI = "--config=tests/train/mini.py"
+ONE = Stage("stage one", ("train.pretrain", MINI), "dit.safetensors", "dit")
+TWO = Stage("stage two", ("train.distill", MINI, "--teacher={}/teacher.safetensors"), "dit.safetensors", "distill.fake")
+STAGES = [ONE, TWO]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder of latents for the mini runs."""
     folder = tmp_path_factory.mktemp("latents")
     mini.write_latents(folder, mini.get_config())
+    mini.write_teacher(folder / "teacher.safetensors", mini.get_config())
     return folder
 
 
@@ -51,7 +55,8 @@ def begin(stage: Stage, clips: pathlib.Path, workdir: pathlib.Path, *more: str, 
     """The main, with so many virtual devices; its programs compiled soon rather than fast."""
     told = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = os.environ | {"XLA_FLAGS": told}
-    command = [sys.executable, "-m", *stage.command, f"--latents={clips}", f"--workdir={workdir}", *more]
+    said = [word.format(clips) for word in stage.command]
+    command = [sys.executable, "-m", *said, f"--latents={clips}", f"--workdir={workdir}", *more]
     return subprocess.Popen(command, cwd=absent.ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -106,7 +111,7 @@ def kill(running: subprocess.Popen, workdir: pathlib.Path, *, saving: bool, dela
 def test_killed_and_resumed(stage: Stage, clips: pathlib.Path, tmp_path: pathlib.Path):
     """Half of the kills fall on a save."""
     stages = {"steps": STEPS, "save_every": SAVED_EVERY}
-    more = [f"--config.train.dit.{name}={value}" for name, value in stages.items()]
+    more = [f"--config.train.{stage.rates}.{name}={value}" for name, value in stages.items()]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     end(begin(stage, clips, whole, *more))
     rng, kills, torn, bad = random.Random(0), 0, 0, []

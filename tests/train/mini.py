@@ -1,17 +1,22 @@
-"""A run of stage one on a transformer of some thousand weights: seconds from start to end.
+"""A run of both stages on a transformer of some thousand weights: seconds from start to end.
 
     python -m train.pretrain --config=tests/train/mini.py --latents=FOLDER --workdir=FOLDER
+    python -m train.distill --config=tests/train/mini.py --latents=FOLDER --workdir=FOLDER --teacher=FILE
 
-Its latents are drawn by `write_latents`.
+Its latents are drawn by `write_latents`, its teacher by `write_teacher`.
 """
 
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 
 from avatar_jax.core import config as c
+from avatar_jax.core import spec
 from avatar_jax.data import latents
+from avatar_jax.io import weights
+from avatar_jax.models import dit
 from configs import tiny
 
 CLIPS = 6
@@ -21,6 +26,10 @@ def get_config() -> c.TrainingConfig:
     """The tiny run, smaller."""
     cfg = tiny.get_config()
     quick = {"batch": 8, "steps": 20, "warmup": 2, "log_every": 5, "save_every": 10}
+    rates = dataclasses.replace(cfg.train.dit, **quick)
+    distill = c.DistillConfig(
+        student=rates, fake=rates, rank=2, alpha=2.0, every=2, blocks=2, guidance=2.0, shift=3.0, anchored=0.5
+    )
     return dataclasses.replace(
         cfg,
         name="mini",
@@ -29,7 +38,8 @@ def get_config() -> c.TrainingConfig:
             cfg.dit, width=16, heads=2, layers=2, ffn=32, audio_inject=(1,), freq=16, layer_loop="scan"
         ),
         data=dataclasses.replace(cfg.data, video_frames=24, workers=1),
-        train=dataclasses.replace(cfg.train, dit_blocks=2, dit=dataclasses.replace(cfg.train.dit, **quick)),
+        stream=dataclasses.replace(cfg.stream, steps=2, history="timestep"),
+        train=dataclasses.replace(cfg.train, dit_blocks=2, dit=rates, distill=distill),
     )
 
 
@@ -46,3 +56,8 @@ def write_latents(folder: pathlib.Path, cfg: c.TrainingConfig) -> None:
         return {name: rows.astype(np.float16) for name, rows in drawn.items()}
 
     latents.write_shard(latents.shard_path(folder, 0), [record() for _ in range(CLIPS)])
+
+
+def write_teacher(path: pathlib.Path, cfg: c.TrainingConfig) -> None:
+    """Weights that no training has made."""
+    weights.save(path, spec.init(dit.spec(cfg.dit), jax.random.key(0)))
