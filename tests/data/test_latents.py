@@ -50,8 +50,8 @@ def test_windows_line_up_with_their_sound(folder, cfg):
     context = cfg.stream.audio_context
     starts = set()
     for _, batch in zip(range(12), dataset(folder, cfg), strict=False):
-        assert batch["latent"].shape == (4, 6, 2, 2, 16) and batch["features"].shape[1] == context + 24
-        for latent, reference, heard in zip(batch["latent"], batch["reference"], batch["features"], strict=True):
+        assert batch["latent"].shape == (4, 6, 2, 2, 16) and batch["features"].shape[1:3] == (1, context + 24)
+        for latent, reference, heard in zip(batch["latent"], batch["reference"], batch["features"][:, 0], strict=True):
             clip, first = divmod(int(latent[0, 0, 0, 0]), 100)
             assert int(reference[0, 0, 0, 0]) == 100 * clip - 1
             assert int(heard[context, 0, 0]) == 4 * first  # 4 video frames a latent frame
@@ -80,7 +80,7 @@ def with_signals(cfg, *signals: Signal):
 def test_windows_line_up_with_their_signals(folder, cfg):
     driven = with_signals(cfg, Signal("head", (0.1, 0.1)))
     for _, batch in zip(range(6), dataset(folder, driven), strict=False):
-        heard = batch["features"][:, cfg.stream.audio_context :, 0, 0]
+        heard = batch["features"][:, :, cfg.stream.audio_context :, 0, 0]
         np.testing.assert_array_equal(batch["signals"]["head"], heard[..., None] + np.array([0.0, 0.25]))
     assert next(iter(dataset(folder, cfg)))["signals"] == {}
 

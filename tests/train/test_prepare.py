@@ -121,7 +121,7 @@ def test_training_takes_a_step_on_them(done: pathlib.Path):
     cfg = small()
     data = latents.window_dataset(done, cfg, silence=mel.silence(cfg.mel), batch=4)
     batch = next(loop.batches(data, threads=1, prefetch=1))
-    assert batch["latent"].shape == (4, 6, 4, 4, 16) and batch["features"].shape[1] == cfg.stream.audio_context + 24
+    assert batch["latent"].shape == (4, 6, 4, 4, 16) and batch["features"].shape[2] == cfg.stream.audio_context + 24
     state = optim.empty(dit.lay_out(spec.init(dit.spec(cfg.dit), jax.random.key(0)), cfg.dit), cfg.train.dit)
     state, scalars = functools.partial(pretrain.step, cfg=cfg)(state, batch, jax.random.key(1))
     assert np.isfinite(float(scalars["loss"])) and int(state.step) == 1

