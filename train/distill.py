@@ -86,7 +86,7 @@ def begin(base: dict, cfg: configs.TrainingConfig) -> DistillState:
 
 
 def task_of(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> tuple[forcing.Task, Any]:
-    """A rollout's input from a batch, and its speakers: sound, signals and portraits of data, noise of the key.
+    """A rollout's input from a batch, and who speaks in it: sound, signals and portraits of data, noise of the key.
 
     p: the student's weights; cfg: from `windows.sized`.
     """
@@ -94,35 +94,33 @@ def task_of(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.Training
     noise_key, exit_key, anchor_key, vary_key, rest = jax.random.split(key, 5)
     speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg.train)
     size = len(batch["latent"])
-    shape = (settings.blocks, size, stream.block_latents, *cfg.latent_size, cfg.vae.latent_channels)
+    shape = (settings.blocks, size, stream.noise_latents, *cfg.latent_size, cfg.vae.latent_channels)
     noise = jax.random.normal(noise_key, shape)
     blocks = [
         BlockInput(
-            windows.cut(speakers, number * cfg.block_frames, cfg.block_frames, cfg),
+            windows.cut(speakers, number * cfg.block_frames, cfg.heard_frames, cfg),
             noise[number],
             clock.place(number, cfg),
         )
         for number in range(settings.blocks)
     ]
     reference = batch["reference"].astype(jnp.float32)
-    (memory,) = rollout.begin(p, rollout.prefill(p, Scene(reference, reference), cfg=cfg), 1, cfg=cfg)
     task = forcing.Task(
-        memory,
+        forcing.begin(p, rollout.prefill(p, Scene(reference, reference), cfg=cfg), cfg=cfg),
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks),
         None,
         jax.random.randint(exit_key, (), 0, stream.steps),
         rest,
-        batch["latent"][:, : stream.block_latents].astype(jnp.float32),
+        batch["latent"][:, : stream.drawn_latents].astype(jnp.float32),
         jax.random.uniform(anchor_key, (size,)) < settings.anchored,
     )
-    return jax.lax.stop_gradient(task), speakers
+    return jax.lax.stop_gradient(task), windows.cut(speakers, 0, settings.blocks * cfg.block_frames, cfg)
 
 
 def stream(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> Drawn:
     """What the student streams from a batch; its gradient goes block by block."""
     task, speakers = task_of(p, batch, key, cfg)
-    x = jnp.moveaxis(forcing.generate(p, task, cfg=cfg), 0, 1)
-    x = x.reshape(len(x), -1, *x.shape[3:])
+    x = forcing.joined(forcing.generate(p, task, cfg=cfg), cfg)
     return Drawn(x, batch["reference"].astype(jnp.float32), speakers)
 
 

@@ -5,6 +5,7 @@ python -m train.pretrain --config=configs/tiny.py --latents=runs/tiny/latents --
 
 import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from train import journal, loop, optim, tied, windows
 from train import mesh as meshes
 
 FLAGS = flags.FLAGS
+Draw = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
 def define() -> None:
@@ -102,15 +104,28 @@ def velocity_error(
     return jnp.square(v - flow.velocity(x0, noise)).reshape(shape), x0.reshape(shape), levels
 
 
+def block_errors(draw: Draw, p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig):
+    """Mean squared error of each block, weighted by `motion_weight`, and the blocks' levels, both [B, blocks]."""
+    error, x0, levels = draw(p, batch, key, cfg=cfg)
+    flat = x0.reshape(len(x0), -1, *x0.shape[3:])
+    return (motion_weight(flat, cfg.train.dit_motion)[:, None] * error).mean((2, 3, 4, 5)), levels
+
+
+def tied_errors(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig):
+    """`block_errors` of the knot engine; `dit_whole` of the steps see a window as a teacher does."""
+    key, choice_key = jax.random.split(key)
+    as_teacher = jax.random.uniform(choice_key) < cfg.train.dit_whole
+    ways = (functools.partial(block_errors, draw) for draw in (tied.whole_error, tied.velocity_error))
+    return jax.lax.cond(as_teacher, *(functools.partial(way, cfg=cfg) for way in ways), p, batch, key)
+
+
 def loss_fn(p: dict, batch: windows.Batch, key: jax.Array, *, cfg: configs.TrainingConfig) -> tuple[jax.Array, dict]:
     """Mean squared velocity error over blocks with noise in them (live_avatar.md section 7.1).
 
     batch: from `latents.window_dataset`.
     """
-    draw = tied.velocity_error if cfg.stream.knot else velocity_error
-    error, x0, levels = draw(p, batch, key, cfg=windows.sized(batch, cfg))
-    flat = x0.reshape(len(x0), -1, *x0.shape[3:])
-    error = (motion_weight(flat, cfg.train.dit_motion)[:, None] * error).mean((2, 3, 4, 5))
+    errors = tied_errors if cfg.stream.knot else functools.partial(block_errors, velocity_error)
+    error, levels = errors(p, batch, key, cfg=windows.sized(batch, cfg))
     counted, high = levels > 0.0, levels > 0.8  # high: where only the sound and the portrait can tell what to draw
     loss = jnp.where(counted, error, 0.0).sum() / counted.sum()
     return loss, {"loss": loss, "loss_high": jnp.where(high, error, 0.0).sum() / high.sum().clip(1)}

@@ -61,3 +61,23 @@ def velocity_error(
         cfg=cfg,
     )
     return jnp.square(v - flow.velocity(x0, noise)), x0, sigma
+
+
+def whole_error(
+    p: dict, batch: windows.Batch, key: jax.Array, *, cfg: configs.TrainingConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`velocity_error` of a window as its teacher sees it (`window.teacher`): [B, N, c, h, w, C], and levels [B, N]."""
+    level_key, noise_key, vary_key = jax.random.split(key, 3)
+    blocks, length = cfg.train.dit_blocks, cfg.stream.block_latents
+    x0, reference = (batch[name].astype(jnp.float32) for name in ("latent", "reference"))
+    x0 = x0[:, : blocks * length]
+    sigma = flow.shift(jax.random.uniform(level_key, x0.shape[:1]), cfg.train.dit_shift)
+    noise = jax.random.normal(noise_key, x0.shape)
+    speakers = windows.cut(windows.speakers_of(batch, cfg), 0, blocks * cfg.block_frames, cfg)
+    voices = tuple(rollout.voice_of(p, each, cfg=cfg) for each in windows.varied(vary_key, speakers, cfg.train))
+    v = window.teacher(
+        p, flow.add_noise(x0, noise, sigma[:, None, None, None, None]), sigma, reference, voices, cfg=cfg
+    )
+    shape = (len(x0), blocks, length, *x0.shape[2:])
+    error = jnp.square(v - flow.velocity(x0, noise))
+    return error.reshape(shape), x0.reshape(shape), jnp.repeat(sigma[:, None], blocks, 1)

@@ -190,7 +190,6 @@ def _train_mesh(cfg: configs.TrainingConfig) -> None:
 def _distill(d: configs.DistillConfig, cfg: configs.TrainingConfig) -> None:
     for name in ("student", "fake"):
         _optim(getattr(d, name), f"train.distill.{name}")
-    _require(cfg.stream.knot is None, "train.distill", "...", "streams with a knot are not distilled yet: must be None")
     _require(d.rank >= 0, "train.distill.rank", d.rank, "must not be negative; 0: all weights move")
     _require(d.every >= 1, "train.distill.every", d.every, "must be at least 1")
     most = cfg.train.dit_blocks

@@ -48,8 +48,8 @@ def enter(p: dict, tied: Tied, block: BlockInput, *, cfg: Config) -> tuple[Fligh
     """A block before its first step, the knot in its condition channels, and the noise of every step."""
     flight = rollout.enter(p, block, cfg=cfg)
     noises = jnp.split(flight.latent, cfg.stream.steps, 1)
-    length, unknown = tied.knot.shape[1], cfg.stream.drawn_latents - tied.knot.shape[1]
-    mask = jnp.repeat(jnp.asarray(block.place.tied)[:, None], length, 1).astype(tied.knot.dtype)
+    unknown = cfg.stream.drawn_latents - tied.knot.shape[1]
+    mask = jnp.broadcast_to(jnp.asarray(block.place.tied)[:, None], tied.knot.shape[:2]).astype(tied.knot.dtype)
     seen = jnp.pad(tied.knot * _wide(mask), ((0, 0), (0, unknown), (0, 0), (0, 0), (0, 0)))
     known = inpaint.known_latents(jnp.pad(mask, ((0, 0), (0, unknown))), seen)
     return dataclasses.replace(flight, latent=noises[0], known=known), noises
@@ -96,6 +96,18 @@ def remember(p: dict, memory: Any, flight: Flight, cross: Any, *, band: bands.Ax
     return rollout.call(p, memory, flight, clean, cfg.stream.steps, heard, cross, band=band, cfg=cfg)[0]
 
 
+def finish(
+    p: dict, tied: Tied, flight: Flight, x0: jax.Array, cross: Any, *, band: bands.Axes = None, cfg: Config
+) -> tuple[Tied, jax.Array]:
+    """What the next block needs, and a block's latents [B, c, h, w, C], from its last prediction [B, c + k, ...]."""
+    (memory,), own = tied.caches, cfg.stream.block_latents
+    drawn = fuse(tied, x0, flight.place).astype(cfg.dit.compute_dtype)
+    finished = shown(flight, drawn[:, :own], cfg=cfg)
+    memory = remember(p, memory, finished, cross, band=band, cfg=cfg)
+    knot = jnp.where(_wide(jnp.asarray(flight.place.filled)[:, None] > 0), drawn[:, own:], tied.knot)
+    return Tied((memory,), knot), finished.latent
+
+
 def denoise(
     p: dict, tied: Tied, block: BlockInput, cross: Any = None, *, band: bands.Axes = None, cfg: Config
 ) -> tuple[Tied, jax.Array]:
@@ -112,7 +124,7 @@ def denoise(
     Returns:
       what the next block needs, and the block's latents [B, c, h, w, C].
     """
-    (memory,), own, last = tied.caches, cfg.stream.block_latents, cfg.stream.steps - 1
+    (memory,), last = tied.caches, cfg.stream.steps - 1
     flight, noises = enter(p, tied, block, cfg=cfg)
     heard, dtype, levels = dit.hear(p, flight.voices, cfg=cfg.dit), cfg.dit.compute_dtype, rollout.levels(cfg.stream)
     for number in range(last):
@@ -120,11 +132,7 @@ def denoise(
         x = flow.add_noise(x0, noises[number + 1], levels[number + 1])
         flight = dataclasses.replace(flight, latent=x.astype(dtype))
     memory, x0 = rollout.predict(p, memory, flight, last, heard, cross, band=band, cfg=cfg)
-    drawn = fuse(tied, x0, flight.place).astype(dtype)
-    finished = shown(flight, drawn[:, :own], cfg=cfg)
-    memory = remember(p, memory, finished, cross, band=band, cfg=cfg)
-    knot = jnp.where(_wide(jnp.asarray(flight.place.filled)[:, None] > 0), drawn[:, own:], tied.knot)
-    return Tied((memory,), knot), finished.latent
+    return finish(p, dataclasses.replace(tied, caches=(memory,)), flight, x0, cross, band=band, cfg=cfg)
 
 
 @functools.lru_cache(maxsize=8)

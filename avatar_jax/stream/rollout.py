@@ -218,6 +218,24 @@ def advance(
     return tuple(new), flight
 
 
+def remember(
+    p: dict,
+    memory: Any,
+    flight: Flight,
+    noise: jax.Array,
+    heard: dit.Heard,
+    cross: Any,
+    *,
+    band: bands.Axes = None,
+    cfg: Config,
+) -> Any:
+    """The memory with a finished block's keys in it: clean, or with `noise` again up to `history_level`."""
+    level = np.float32(cfg.stream.history_level)
+    past = flow.add_noise(flight.latent, noise, level).astype(noise.dtype) if level else flight.latent
+    known, at = dataclasses.replace(flight, latent=past), dit.level(p, level, cfg=cfg.dit)
+    return call(p, memory, known, at, cfg.stream.steps, heard, cross, band=band, cfg=cfg)[0]
+
+
 def denoise(
     p: dict, caches: tuple[Any, ...], block: BlockInput, cross: Any = None, *, band: bands.Axes = None, cfg: Config
 ) -> tuple[tuple[Any, ...], jax.Array]:
@@ -234,10 +252,7 @@ def denoise(
     heard, steps, noise = dit.hear(p, flight.voices, cfg=cfg.dit), cfg.stream.steps, flight.latent
     memories, flight = advance(p, caches, flight, 0, steps, heard, cross, band=band, cfg=cfg)
     if cfg.stream.history != "timestep":
-        level = np.float32(cfg.stream.history_level)
-        past = flow.add_noise(flight.latent, noise, level).astype(noise.dtype) if level else flight.latent
-        known, at = dataclasses.replace(flight, latent=past), dit.level(p, level, cfg=cfg.dit)
-        memories = (call(p, memories[0], known, at, steps, heard, cross, band=band, cfg=cfg)[0],)
+        memories = (remember(p, memories[0], flight, noise, heard, cross, band=band, cfg=cfg),)
     return memories, flight.latent
 
 

@@ -86,7 +86,10 @@ def teacher(
     """`velocity` where everything sees everything, one level for a clip: sigma [B]."""
     blocks = x.shape[1] // cfg.stream.block_latents
     level = jnp.broadcast_to(sigma[:, None], x.shape[:2])
-    ahead = starts(blocks, cfg) + cfg.stream.reference_ahead[0]
+    if cfg.stream.knot:  # behind the clip's end, for all of it (knot_forcing.md section 1.5)
+        ahead = np.full(blocks, clock.running_ahead(blocks - 1, cfg.stream))
+    else:
+        ahead = starts(blocks, cfg) + cfg.stream.reference_ahead[0]
     return velocity(p, x, level, reference, voices, ahead=ahead, seen=whole(blocks, cfg), cfg=cfg)
 
 

@@ -16,6 +16,8 @@ from avatar_jax.stream import clock
 from configs.tiny import get_config
 
 BLOCKS = 5  # window 3: the ring wraps twice
+APPLY, BLOCK = (jax.jit(each, static_argnames="cfg") for each in (dit.apply, dit.apply_block))
+PREFILL, HEAR = (jax.jit(each, static_argnames="cfg") for each in (dit.prefill, dit.hear))
 
 
 def small(layer_loop: str) -> Config:
@@ -49,7 +51,7 @@ def inputs_of(cfg: Config) -> dict:
 
 def _held(p: dict, given: dict, cfg: Config):
     tokens = condition.embed_reference(p, given["reference"], cfg.dit)
-    return dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
+    return PREFILL(p, tokens, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
 
 
 def _voice(p: dict, features: jax.Array, cfg: Config) -> audio.Voice:
@@ -67,7 +69,7 @@ def whole(p: dict, given: dict, cfg: Config) -> jax.Array:
     phase, ahead = (rope.Phase(*map(np.concatenate, zip(*side, strict=True))) for side in zip(*parts, strict=True))
     tokens = cfg.tokens_per_frame
     seen = mask.with_reference(BLOCKS, cfg.stream.window_blocks, cfg.stream.block_latents * tokens, tokens)
-    return dit.apply(
+    return APPLY(
         p, given["latent"], given["sigma"], _held(p, given, cfg),
         phase=phase, reference_phases=ahead, mask=seen, voices=(_voice(p, given["features"], cfg),), cfg=cfg.dit,
     )  # fmt: skip
@@ -84,9 +86,9 @@ def streamed(p: dict, given: dict, cfg: Config, first: int = 0, *, full: bool = 
         phase, ahead = _phases(first + block, cfg)
         place = clock.place(block, cfg)
         count = None if full and block + 1 >= cfg.stream.window_blocks else jnp.asarray(place.filled)
-        cache, v = dit.apply_block(
+        cache, v = BLOCK(
             p, cache, given["latent"][:, frames], dit.level(p, given["sigma"][0, frames.start], cfg=cfg.dit),
-            heard=dit.hear(p, (_voice(p, heard, cfg),), cfg=cfg.dit),
+            heard=HEAR(p, (_voice(p, heard, cfg),), cfg=cfg.dit),
             phase=phase, reference_phase=ahead, slots=jnp.asarray(place.slots), filled=count, cfg=cfg.dit,
         )  # fmt: skip
         out.append(v)

@@ -14,6 +14,10 @@ from configs.tiny import get_config
 
 CFG = dataclasses.replace(get_config().vae, res_frames=3, width=8, mult=(1, 2, 2), latent_channels=4)
 FRAMES = 17
+ENCODE, ENCODE_FIRST, ENCODE_STEP, DECODE, DECODE_FIRST, DECODE_STEP = (
+    jax.jit(each, static_argnames="cfg")
+    for each in (vae.encode, vae.encode_first, vae.encode_step, vae.decode, vae.decode_first, vae.decode_step)
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +38,11 @@ def clip() -> jax.Array:
 
 @pytest.mark.parametrize("pieces", [(4, 4, 4, 4), (8, 4, 4), (12, 4), (16,)])
 def test_streamed_encode_equals_one_shot(weights, clip, pieces):
-    whole = vae.encode(weights, clip, cfg=CFG)
-    z, tail = vae.encode_first(weights, clip[:, :1], cfg=CFG)
+    whole = ENCODE(weights, clip, cfg=CFG)
+    z, tail = ENCODE_FIRST(weights, clip[:, :1], cfg=CFG)
     out, at = [z], 1
     for frames in pieces:
-        z, tail = vae.encode_step(weights, tail, clip[:, at : at + frames], cfg=CFG)
+        z, tail = ENCODE_STEP(weights, tail, clip[:, at : at + frames], cfg=CFG)
         out, at = [*out, z], at + frames
     assert whole.shape == (2, 5, 2, 3, 4) and float(jnp.abs(whole).mean()) > 0.05
     np.testing.assert_allclose(jnp.concatenate(out, 1), whole, atol=1e-5)
@@ -47,11 +51,11 @@ def test_streamed_encode_equals_one_shot(weights, clip, pieces):
 @pytest.mark.parametrize("pieces", [(1, 1, 1, 1), (3, 1), (1, 2, 1), (4,)])
 def test_streamed_decode_equals_one_shot(weights, pieces):
     z = jax.random.normal(jax.random.key(2), (2, 5, 2, 3, 4))
-    whole = vae.decode(weights, z, cfg=CFG)
-    x, tail = vae.decode_first(weights, z[:, :1], cfg=CFG)
+    whole = DECODE(weights, z, cfg=CFG)
+    x, tail = DECODE_FIRST(weights, z[:, :1], cfg=CFG)
     out, at = [x], 1
     for frames in pieces:
-        x, tail = vae.decode_step(weights, tail, z[:, at : at + frames], cfg=CFG)
+        x, tail = DECODE_STEP(weights, tail, z[:, at : at + frames], cfg=CFG)
         out, at = [*out, x], at + frames
     assert whole.shape == (2, FRAMES, 16, 24, 3) and float(jnp.abs(whole).mean()) > 0.05
     np.testing.assert_allclose(jnp.concatenate(out, 1), whole, atol=1e-5)
@@ -59,7 +63,7 @@ def test_streamed_decode_equals_one_shot(weights, pieces):
 
 def test_the_past_never_sees_the_future(weights, clip):
     changed = clip.at[:, 9:].add(0.5)
-    before, after = vae.encode(weights, clip, cfg=CFG), vae.encode(weights, changed, cfg=CFG)
+    before, after = ENCODE(weights, clip, cfg=CFG), ENCODE(weights, changed, cfg=CFG)
     np.testing.assert_array_equal(before[:, :3], after[:, :3])
     assert float(jnp.abs(before[:, 3:] - after[:, 3:]).max()) > 1e-3
 
@@ -102,9 +106,9 @@ def test_an_untrained_vae_holds_its_newest_frame():
     """Time starts as repetition: a still clip is the still image, whatever the weights."""
     p = spec.init(vae.spec(CFG), jax.random.key(0))
     still = jnp.tile(jax.random.uniform(jax.random.key(1), (1, 1, 16, 16, 3)), (1, 9, 1, 1, 1))
-    z = vae.encode(p, still, cfg=CFG)
+    z = ENCODE(p, still, cfg=CFG)
     np.testing.assert_allclose(z[:, 1:], jnp.repeat(z[:, :1], 2, 1), atol=1e-4)
-    x = vae.decode(p, z, cfg=CFG)
+    x = DECODE(p, z, cfg=CFG)
     np.testing.assert_allclose(x, jnp.repeat(x[:, :1], 9, 1), atol=1e-4)
 
 
@@ -113,6 +117,6 @@ def test_native_convolutions_equal_the_stored_form(weights, clip):
     native = vae.lay_out(weights, "gpu")
     assert native["decoder"]["conv"]["kernel"].shape == (16, 3, 3, 3, 4)
     assert vae.lay_out(weights, "cpu") is weights
-    z = vae.encode(weights, clip, cfg=CFG)
-    np.testing.assert_allclose(vae.encode(native, clip, cfg=CFG), z, atol=1e-5)
-    np.testing.assert_allclose(vae.decode(native, z, cfg=CFG), vae.decode(weights, z, cfg=CFG), atol=1e-5)
+    z = ENCODE(weights, clip, cfg=CFG)
+    np.testing.assert_allclose(ENCODE(native, clip, cfg=CFG), z, atol=1e-5)
+    np.testing.assert_allclose(DECODE(native, z, cfg=CFG), DECODE(weights, z, cfg=CFG), atol=1e-5)

@@ -8,6 +8,11 @@ from avatar_jax.io.convert import wan_vae
 from avatar_jax.models import vae
 from tests.published.case import Case, Outputs, frames_first, frames_last
 
+ENCODE_FIRST, ENCODE_STEP, DECODE_FIRST, DECODE_STEP = (
+    jax.jit(each, static_argnames="cfg")
+    for each in (vae.encode_first, vae.encode_step, vae.decode_first, vae.decode_step)
+)
+
 
 def autoencoder(case: Case) -> dict[str, float]:
     """Every tensor of the case, streams cut where the case cuts them."""
@@ -29,11 +34,11 @@ def autoencoder(case: Case) -> dict[str, float]:
 
 
 def _streamed_encode(p: dict, clip: np.ndarray, io: dict, cfg) -> Outputs:
-    first, tail = vae.encode_first(p, jnp.asarray(clip[:, :1]), cfg=cfg)
+    first, tail = ENCODE_FIRST(p, jnp.asarray(clip[:, :1]), cfg=cfg)
     latents, at, outputs = [first], 1, {}
     for chunk in range(2):
         frames = 4 * (io[f"stream_enc.chunk{chunk}"].shape[1] - len(latents))
-        z, tail = vae.encode_step(p, tail, jnp.asarray(clip[:, at : at + frames]), cfg=cfg)
+        z, tail = ENCODE_STEP(p, tail, jnp.asarray(clip[:, at : at + frames]), cfg=cfg)
         outputs[f"stream_enc.chunk{chunk}"] = frames_first(jnp.concatenate([*latents, z], 1))[0]
         latents, at = [], at + frames
     return outputs
@@ -44,10 +49,10 @@ def _streamed_decode(p: dict, case: Case, cfg) -> Outputs:
     for chunk, length in enumerate(case.about["stream_chunks"]):
         piece, at = jnp.asarray(z[:, at : at + length]), at + length
         if tail is None:
-            opened, tail = vae.decode_first(p, piece[:, :1], cfg=cfg)
-            rest, tail = vae.decode_step(p, tail, piece[:, 1:], cfg=cfg)
+            opened, tail = DECODE_FIRST(p, piece[:, :1], cfg=cfg)
+            rest, tail = DECODE_STEP(p, tail, piece[:, 1:], cfg=cfg)
             frames = jnp.concatenate([opened, rest], 1)
         else:
-            frames, tail = vae.decode_step(p, tail, piece, cfg=cfg)
+            frames, tail = DECODE_STEP(p, tail, piece, cfg=cfg)
         outputs[f"stream.chunk{chunk}"] = frames_first(frames)[0]
     return outputs

@@ -74,6 +74,6 @@ def test_decoded_latent_by_latent():
     p = spec.init(vae.spec(cfg.vae), jax.random.key(3))
     latents = jax.random.normal(jax.random.key(4), (1, 4, *cfg.latent_size, 16))
     frames = np.concatenate(list(clip.decode(p, latents, cfg=cfg)))
-    whole = np.asarray(vae.to_uint8(vae.decode(p, latents, cfg=cfg.vae)))[0]
+    whole = np.asarray(vae.to_uint8(jax.jit(vae.decode, static_argnames="cfg")(p, latents, cfg=cfg.vae)))[0]
     assert frames.shape == (13, 64, 96, 3) and frames.std() > 1.0
     assert np.abs(frames.astype(int) - whole).max() <= 1  # rounding to uint8

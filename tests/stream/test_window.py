@@ -13,6 +13,9 @@ from tests.stream.algorithm_1 import scene_of, small, weights
 from tests.stream.test_knot import SHAPES, block_of
 
 BLOCKS = 4
+CALL, REMEMBER, TIED = (
+    jax.jit(each, static_argnames="cfg") for each in (rollout.call, knot.remember, window.tied_velocity)
+)
 
 
 @pytest.mark.parametrize(("c", "length", "k"), SHAPES[:3])
@@ -33,11 +36,11 @@ def test_a_tied_window_is_what_the_knot_engine_sees(c: int, length: int, k: int)
         flags = jnp.repeat(tied[:, number], c + k)[None] * (np.arange(c + k) < k)
         flight = dataclasses.replace(flight, known=inpaint.known_latents(flags, shown))
         heard, at = dit.hear(p, flight.voices, cfg=cfg.dit), dit.level(p, sigma[0, number], cfg=cfg.dit)
-        memory, v = rollout.call(p, memory, flight, at, 0, heard, None, cfg=cfg)
+        memory, v = CALL(p, memory, flight, at, 0, heard, None, cfg=cfg)
         drawn.append(v)
-        memory = knot.remember(p, memory, knot.shown(flight, past[:, number], cfg=cfg), None, cfg=cfg)
+        memory = REMEMBER(p, memory, knot.shown(flight, past[:, number], cfg=cfg), None, cfg=cfg)
         voices.append(flight.voices[0])
-    whole = window.tied_velocity(
+    whole = TIED(
         p,
         past.reshape(1, BLOCKS * c, *sides, channels),
         x,

@@ -15,6 +15,7 @@ from avatar_jax.core.config import DistillConfig, TrainingConfig
 from avatar_jax.data import latents
 from avatar_jax.models import dit
 from avatar_jax.stream import window
+from configs import tiny_knot
 from tests.train import test_stages
 from train import distill, pretrain, windows
 
@@ -27,11 +28,14 @@ SCORE = jax.jit(distill.score, static_argnums=5)
 LOSS = jax.jit(pretrain.loss_fn, static_argnames="cfg")
 
 
-def run(rank: int = 0, guidance: float = 3.0) -> TrainingConfig:
+def run(rank: int = 0, guidance: float = 3.0, *, knot: bool = False) -> TrainingConfig:
     cfg = test_stages.small()
     quick = dataclasses.replace(cfg.train.dit, rate=0.01, vector_rate=1e-2, warmup=0, ema=0.5)
     settings = DistillConfig(quick, quick, rank, float(rank), 2, BLOCKS, guidance, 3.0, 0.5)
     stream = dataclasses.replace(cfg.stream, steps=2, history="timestep")
+    if knot:
+        stream = dataclasses.replace(tiny_knot.get_config().stream, steps=2)
+        cfg = dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, condition_channels=20))
     return validate(dataclasses.replace(cfg, stream=stream, train=dataclasses.replace(cfg.train, distill=settings)))
 
 
@@ -45,9 +49,12 @@ def moved(one: Any, two: Any) -> float:
     return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(4, marks=pytest.mark.slow)])
-def test_the_student_moves_in_one_step_of_several_and_the_fake_score_in_each(rank: int):
-    cfg = run(rank)
+SLOW = [pytest.param(rank, knot, marks=pytest.mark.slow) for rank, knot in ((4, False), (0, True))]
+
+
+@pytest.mark.parametrize(("rank", "knot"), [(0, False), *SLOW])
+def test_the_student_moves_in_one_step_of_several_and_the_fake_score_in_each(rank: int, knot: bool):
+    cfg = run(rank, knot=knot)
     base, batch = weights_of(cfg), test_stages.window(cfg)
     state = distill.begin(base, cfg)
     seen = [jax.tree.map(jnp.copy, state)]
