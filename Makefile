@@ -6,7 +6,8 @@
 export DEVICE PYTHON
 PY := .venv/bin/python
 # Two workers on two cores, four at most: each has a JAX of its own and needs up to 2 GB.
-PYTEST := $(PY) -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=worksteal
+# A test's programs run briefly: without LLVM's passes they are compiled in two thirds of the time.
+PYTEST := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(PY) -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=worksteal
 CONFIG ?= configs/tiny.py
 WORKDIR ?= runs/tiny
 
