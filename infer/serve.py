@@ -162,6 +162,7 @@ def main() -> None:
         audit=log,
         folder=folder / "recordings" if folder else None,
     )
+    calls.uploads.start()
     app = apps.make_app(
         calls, keys.Keys(tokens, ttl_s=FLAGS.session_ttl_s), studio.Gallery(pictures), origins=tuple(FLAGS.origin)
     )

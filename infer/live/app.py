@@ -6,13 +6,13 @@ import binascii
 import hashlib
 import json
 import secrets
-import unicodedata
 import urllib.parse
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from avatar_jax.io import guard
 from infer.live import decode, door, socket
 from infer.live.call import Call, Look
 from infer.live.desk import Desk
@@ -21,9 +21,8 @@ from infer.live.keys import Buckets, Denied, Keys
 from infer.live.studio import Gallery
 
 PAGES = Path(__file__).parent
-PROMPT_CHARACTERS = 2000
 BODY_S = 60.0  # that an upload may take
-JSON_BYTES = decode.PORTRAIT_BYTES * 4 // 3 + 16384
+JSON_BYTES = guard.PICTURE_BYTES * 4 // 3 + 32768
 CALL = "/v1/sessions/{call}"
 
 
@@ -54,15 +53,14 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     return found
 
 
-def check_prompt(prompt: Any) -> str | None:
-    """A prompt in normal form. Raises Refused."""
-    if prompt is None or prompt == "":
-        return None
-    if not isinstance(prompt, str) or len(prompt) > PROMPT_CHARACTERS:
-        raise Refused(422, "prompt", f"prompt: must be text of at most {PROMPT_CHARACTERS} characters")
-    if any(unicodedata.category(one) in ("Cc", "Cs") for one in prompt):
-        raise Refused(422, "prompt", "prompt: has control characters")
-    return unicodedata.normalize("NFC", prompt)
+def check_text(text: Any, what: str) -> str:
+    """Text in normal form, "" where there is none. Raises Refused or guard.Refused."""
+    if not isinstance(text, str | None):
+        raise Refused(422, what, f"{what}: must be text")
+    try:
+        return guard.clean_text(text or "")
+    except guard.Refused as refusal:
+        raise guard.Refused(refusal.name, f"{what}: {refusal}") from refusal
 
 
 class Routes:
@@ -153,8 +151,6 @@ class Routes:
                 image = base64.b64decode(data, validate=True)
             except (binascii.Error, ValueError, TypeError) as error:
                 raise Refused(422, "portrait", "portrait_base64: is not base64") from error
-            if len(image) > decode.PORTRAIT_BYTES:
-                raise Refused(413, "too large", f"portrait: at most {decode.PORTRAIT_BYTES} bytes")
             name = hashlib.sha256(image).hexdigest()
             return Look(name, await self._desk.portrait(image), prompt)
         name = named or next(iter(self._gallery.pictures))
@@ -167,7 +163,8 @@ class Routes:
         asked = await read_json(request)
         if asked.get("consent") is not True:
             raise Refused(422, "consent", "consent: must be true; whoever is shown must have agreed")
-        prompt = self._desk.studio.check_prompt(check_prompt(asked.get("prompt")))
+        prompt = self._desk.studio.check_prompt(check_text(asked.get("prompt"), "prompt") or None)
+        self._desk.check_room()  # before anything is decoded
         wait_s = self._opened.wait_s(request[door.OWNER], 1, self._desk.now())
         if wait_s:
             raise Refused(429, "rate", "sessions: too many a minute", **{"Retry-After": str(int(wait_s) + 1)})
@@ -187,13 +184,15 @@ class Routes:
     async def change(self, request: web.Request) -> web.Response:
         """PATCH /v1/sessions/{call}"""
         call = self._uploading(request)
-        asked = await read_json(request)
-        prompt = self._desk.studio.check_prompt(check_prompt(asked.get("prompt", call.look.prompt)))
-        if "portrait" in asked or "portrait_base64" in asked:
-            look = await self._look(asked, prompt)
-        else:
-            look = Look(call.look.name, call.look.portrait, prompt)
-        await self._desk.change(call, look)
+        async with call.uploading:
+            asked = await read_json(request)
+            said = check_text(asked.get("prompt", call.look.prompt), "prompt")
+            prompt = self._desk.studio.check_prompt(said or None)
+            if "portrait" in asked or "portrait_base64" in asked:
+                look = await self._look(asked, prompt)
+            else:
+                look = Look(call.look.name, call.look.portrait, prompt)
+            await self._desk.change(call, look)
         return web.json_response(call.status())
 
     async def close(self, request: web.Request) -> web.Response:
@@ -229,12 +228,13 @@ class Routes:
     async def speech(self, request: web.Request) -> web.Response:
         """POST /v1/sessions/{call}/speech"""
         call = self._uploading(request)
-        data = await read(request, decode.SOUND_BYTES)
-        if request.content_type == "audio/pcm":
-            samples = decode.pcm16(data)
-        else:
-            samples = await self._desk.sound(data)
-        call.say(samples)
+        async with call.uploading:
+            data = await read(request, guard.SOUND_BYTES)
+            if request.content_type == "audio/pcm":
+                samples = decode.pcm16(data)
+            else:
+                samples = await self._desk.sound(data)
+            call.say(samples)
         return web.json_response({**call.status(), "seconds": round(samples.size / call.form.audio_hz, 3)})
 
     async def record(self, request: web.Request) -> web.StreamResponse:

@@ -97,6 +97,7 @@ class Call:
         )
         self._recording = Recording(folder, name) if folder else None
         self.record: Path | None = None  # once it is finished
+        self.uploading = asyncio.Lock()  # one after the other: a call takes no more than its share of the decoders
         self.uploads = Bucket(limits.uploads_a_minute / 60, limits.uploads_a_minute)
         self._pump: asyncio.Task | None = None
         self._encoding = threading.Lock()  # a frame may still be encoded when the call ends

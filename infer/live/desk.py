@@ -3,7 +3,6 @@
 import asyncio
 import collections
 import concurrent.futures
-import functools
 import os
 import time
 import uuid
@@ -81,6 +80,7 @@ class Desk:
         self.calls: dict[str, Call] = {}
         self.active: dict[str, Call] = {}
         self.queue: collections.deque[Call] = collections.deque()
+        self.uploads = decode.Uploads()
         self._encoders = concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2), "encode")
         self.workers = concurrent.futures.ThreadPoolExecutor(2, "prepare")
         self._tasks: set[asyncio.Task] = set()
@@ -96,11 +96,7 @@ class Desk:
           look: what it shows.
           keep: whether it is recorded.
         """
-        if self.draining:
-            raise Busy("the server is about to end")
-        if not self._free and not self._parked and len(self.queue) >= self.limits.queue:
-            self.figures.refused.inc()
-            raise Busy(f"all {self.limits.seats} seats and {self.limits.queue} places in the queue are taken")
+        self.check_room()
         name = uuid.uuid4().hex
         folder = self._folder if keep else None
         call = Call(
@@ -120,6 +116,14 @@ class Desk:
         self.audit.note("opened", call=name, owner=owner, portrait=look.name, consent=True, record=bool(folder))
         self.admit()
         return call
+
+    def check_room(self) -> None:
+        """Raises Busy where a new call would neither get a seat nor a place in the queue."""
+        if self.draining:
+            raise Busy("the server is about to end")
+        if not self._free and not self._parked and len(self.queue) >= self.limits.queue:
+            self.figures.refused.inc()
+            raise Busy(f"all {self.limits.seats} seats and {self.limits.queue} places in the queue are taken")
 
     @property
     def _free(self) -> int:
@@ -213,15 +217,13 @@ class Desk:
             del self.calls[old]
 
     async def portrait(self, data: bytes) -> np.ndarray:
-        """A portrait of the model's size from an upload. Raises InputError."""
+        """A portrait of the model's size from an upload. Raises guard.Refused, decode.Crowded."""
         form = self.studio.form
-        job = functools.partial(decode.portrait, data, height=form.height, width=form.width)
-        return await asyncio.get_running_loop().run_in_executor(self.workers, job)
+        return await self.uploads.portrait(data, height=form.height, width=form.width)
 
     async def sound(self, data: bytes) -> np.ndarray:
-        """Speech at the model's rate from an upload. Raises InputError."""
-        job = functools.partial(decode.sound, data, audio_hz=self.studio.form.audio_hz, seconds=self.limits.speech_s)
-        return await asyncio.get_running_loop().run_in_executor(self.workers, job)
+        """Speech at the model's rate from an upload. Raises guard.Refused, decode.Crowded."""
+        return await self.uploads.sound(data, audio_hz=self.studio.form.audio_hz, seconds=self.limits.speech_s)
 
     # time
 
@@ -300,5 +302,6 @@ class Desk:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.stage.stop()
+        self.uploads.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
         self._encoders.shutdown()

@@ -255,7 +255,7 @@ BAD = [
     ({"consent": True, "portrait": "nobody"}, "none of that name"),
     ({"consent": True, "portrait": ["dark"]}, "none of that name"),
     ({"consent": True, "portrait_base64": "§"}, "base64"),
-    ({"consent": True, "portrait_base64": "AAAA"}, "portrait: is not a PNG"),
+    ({"consent": True, "portrait_base64": "AAAA"}, "portrait: is no PNG"),
     ({"consent": True, "prompt": "x"}, "reads no text"),
     ({"consent": True, "prompt": "x" * 2001}, "at most 2000"),
     ({"consent": True, "prompt": "a\u0000"}, "control"),
