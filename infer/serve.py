@@ -21,7 +21,7 @@ from absl import flags, logging
 
 from avatar_jax.core import check
 from avatar_jax.io.errors import InputError
-from infer import door, order
+from infer import door, order, provenance
 from infer.live.call import Limits, Look
 
 FLAGS = flags.FLAGS
@@ -45,6 +45,7 @@ def define() -> None:
     flags.DEFINE_string("checkpoint", None, "Folder with trained weights; the embedded ones if left out.")
     flags.DEFINE_string("workdir", "runs/live", "Folder of recordings and the audit log; '' for neither.")
     flags.DEFINE_string("compile_cache", None, "Folder of compiled programs; '' for none.")
+    provenance.define()
     flags.DEFINE_float("drain_s", 20.0, "Seconds that SIGTERM leaves for running calls.")
     flags.DEFINE_float("session_ttl_s", 3600.0, "Seconds that a session's token lasts.")
     for name, text in (
@@ -132,6 +133,7 @@ async def serve(desk, app, token: str, tls: ssl.SSLContext | None) -> None:
 def main() -> None:
     """Checks, compiles, serves."""
     cfg, tokens, tls = check.validate(FLAGS.config), check_tokens(), check_tls()
+    provenance.check()
     checkpoint = order.check_checkpoint(FLAGS.checkpoint, cfg)
     prompt = order.check_prompt(FLAGS.prompt, cfg)
     images = FLAGS.image or [door.embedded("portrait.png")]
@@ -142,7 +144,7 @@ def main() -> None:
 
     from avatar_jax.stream.live import Live
     from infer.live import app as apps
-    from infer.live import audit, desk, keys, studio
+    from infer.live import audit, desk, encode, keys, studio
     from infer.live.stage import Stage
 
     if cfg.video.drawn and not FLAGS.image:
@@ -155,12 +157,15 @@ def main() -> None:
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     log = audit.Audit(folder / "audit.jsonl" if folder else None)
+    log.note("started", **provenance.summary())
     calls = desk.Desk(
         house,
         stage,
         limits(cfg.mesh.streams, cfg.mesh.stages + 1),
         audit=log,
         folder=folder / "recordings" if folder else None,
+        retouch=provenance.make_retouch(*encode.shown_size(house.form.height, house.form.width)),
+        sign=provenance.sign,
     )
     calls.uploads.start()
     app = apps.make_app(

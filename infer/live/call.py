@@ -16,7 +16,7 @@ from infer.live.encode import Encoder, Fragment, Retouch
 from infer.live.keys import Bucket
 from infer.live.line import Line
 from infer.live.pace import Pace
-from infer.live.record import Recording
+from infer.live.record import Recording, Sign
 from infer.live.stage import Form, Framed, Part
 from infer.live.viewer import Viewer
 
@@ -66,6 +66,7 @@ class Call:
       pool: threads that encode.
       folder: of its recording; None for none.
       retouch: of every frame before it is encoded.
+      sign: of the finished recording.
       now: the clock.
     """
 
@@ -80,6 +81,7 @@ class Call:
         pool: concurrent.futures.Executor,
         folder: Path | None = None,
         retouch: Retouch | None = None,
+        sign: Sign | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
         self.name, self.owner, self.look, self.form, self.limits = name, owner, look, form, limits
@@ -95,8 +97,9 @@ class Call:
         self._encoder = Encoder(
             height=form.height, width=form.width, fps=form.fps, audio_hz=form.audio_hz, retouch=retouch
         )
-        self._recording = Recording(folder, name) if folder else None
+        self._recording = Recording(folder, name, sign) if folder else None
         self.record: Path | None = None  # once it is finished
+        self.signed: dict[str, Any] = {}  # what its signature says
         self.uploading = asyncio.Lock()  # one after the other: a call takes no more than its share of the decoders
         self.uploads = Bucket(limits.uploads_a_minute / 60, limits.uploads_a_minute)
         self._pump: asyncio.Task | None = None
@@ -201,7 +204,7 @@ class Call:
             recording, self._recording = self._recording, None
         if recording:
             try:
-                recording.close()
+                self.signed = recording.close()
                 self.record = recording.path if recording.path.exists() else None
             except (OSError, ValueError):
                 logging.exception("the recording of a call could not be finished")

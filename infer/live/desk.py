@@ -61,6 +61,7 @@ class Desk:
       audit: the log.
       folder: of recordings; None: none are made.
       retouch: for each call, what becomes of its frames before they are encoded.
+      sign: signs a finished recording.
       now: the clock.
     """
 
@@ -73,10 +74,11 @@ class Desk:
         audit: Audit,
         folder: Path | None,
         retouch: Callable[[str], Retouch | None] = lambda name: None,
+        sign: record.Sign | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
         self.studio, self.stage, self.limits, self.audit, self.figures = studio, stage, limits, audit, Figures(self)
-        self._folder, self._retouch, self.now = folder, retouch, now
+        self._folder, self._retouch, self._sign, self.now = folder, retouch, sign, now
         self.calls: dict[str, Call] = {}
         self.active: dict[str, Call] = {}
         self.queue: collections.deque[Call] = collections.deque()
@@ -108,6 +110,7 @@ class Desk:
             pool=self._encoders,
             folder=folder,
             retouch=self._retouch(name),
+            sign=self._sign,
             now=self.now,
         )
         self.calls[name] = call
@@ -208,7 +211,7 @@ class Desk:
         await call.end(reason)
         seconds = round(call.pace.frames / call.form.fps, 2)
         self.figures.over(call)
-        self.audit.note("ended", call=call.name, owner=call.owner, reason=reason, seconds=seconds)
+        self.audit.note("ended", call=call.name, owner=call.owner, reason=reason, seconds=seconds, **call.signed)
         self.admit()
         while len(self.calls) > REMEMBERED:
             old = next((name for name, one in self.calls.items() if one.state == "ended"), None)
@@ -277,7 +280,7 @@ class Desk:
         """Begins to watch; in the event loop."""
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for path in record.mend(self._folder):
+            for path in record.mend(self._folder, self._sign):
                 self.audit.note("recording mended", call=path.stem)
         self.stage.start()
         self._spawn(self.watch())

@@ -18,6 +18,7 @@ OPTIONS = {"preset": "veryfast", "tune": "zerolatency", "crf": "21", "threads": 
 MUXER = {"movflags": "frag_every_frame+delay_moov+default_base_moof"}  # describes the tracks, no more
 FRAME_UNITS = 512  # of a frame in its track's time
 PICTURES, SOUND = 1, 2  # numbers of the tracks
+DISPLAY_SIZE = 384  # pixels of the shorter side up to which small frames are enlarged
 Retouch = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -26,6 +27,12 @@ class Fragment(NamedTuple):
 
     data: bytes
     key: bool  # a player that has the initialisation segment can begin here
+
+
+def shown_size(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a call's stream, whose frames are enlarged by a whole factor where they are small."""
+    factor = upscale_factor(height, width, DISPLAY_SIZE)
+    return height * factor, width * factor
 
 
 class _Sink:
@@ -63,7 +70,7 @@ class Encoder:
         fps: int,
         audio_hz: int,
         retouch: Retouch | None = None,
-        display_size: int = 384,
+        display_size: int = DISPLAY_SIZE,
     ):
         import av
         from av.video.frame import PictureType

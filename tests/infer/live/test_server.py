@@ -132,7 +132,7 @@ def test_a_portrait_may_change_while_the_call_goes_on():
             sent = base64.b64encode(picture()).decode()
             status, said, _ = await house.ask("PATCH", own, about["token"], json={"portrait_base64": sent})
             assert status == 200 and re.fullmatch("[0-9a-f]{64}", said["portrait"])
-            _, media = await look(socket, lambda event: event.get("frames", 0) >= 50)
+            _, media = await look(socket, lambda event: event.get("frames", 0) >= said["frames"] + 50)
             assert frames_of(first + media)[-1] == pytest.approx(200, abs=3)
 
     run(test)
