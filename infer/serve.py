@@ -21,8 +21,10 @@ from absl import flags, logging
 
 from avatar_jax.core import check
 from avatar_jax.io.errors import InputError
-from infer import door, order, provenance
+from infer import door, order, provenance, voices
+from infer.live import tongue
 from infer.live.call import Limits, Look
+from infer.talk import voice
 
 FLAGS = flags.FLAGS
 LAST_BLOCKS = 2  # of what is under way are shown while the server drains
@@ -46,6 +48,7 @@ def define() -> None:
     flags.DEFINE_string("workdir", "runs/live", "Folder of recordings and the audit log; '' for neither.")
     flags.DEFINE_string("compile_cache", None, "Folder of compiled programs; '' for none.")
     provenance.define()
+    voices.define()
     flags.DEFINE_float("drain_s", 20.0, "Seconds that SIGTERM leaves for running calls.")
     flags.DEFINE_float("session_ttl_s", 3600.0, "Seconds that a session's token lasts.")
     for name, text in (
@@ -93,6 +96,19 @@ def check_tls() -> ssl.SSLContext | None:
     return context
 
 
+def check_voice(audio_hz: int) -> tongue.Talk | None:
+    """What says typed text, if anything does. Raises InputError."""
+    speaker, model = voices.make_voice(), voices.make_chat()
+    if speaker is None:
+        if model is not None:
+            raise InputError(f"--chat={FLAGS.chat}: nothing would say the answers; name a --voice")
+        return None
+    if audio_hz != voice.AUDIO_HZ:
+        raise InputError(f"--voice: speaks at {voice.AUDIO_HZ} Hz and the model hears {audio_hz}; --voice=off")
+    speaker.close()
+    return tongue.Talk(lambda: voices.make_voice() or speaker, (lambda: voices.make_chat() or model) if model else None)
+
+
 def limits(seats: int, ahead: int) -> Limits:
     """What callers may have."""
     named = ("queue", "queue_s", "resume_s", "idle_s", "call_s", "keep_s", "opened_a_minute")
@@ -134,6 +150,7 @@ def main() -> None:
     """Checks, compiles, serves."""
     cfg, tokens, tls = check.validate(FLAGS.config), check_tokens(), check_tls()
     provenance.check()
+    talk = check_voice(cfg.sound.audio_hz)
     checkpoint = order.check_checkpoint(FLAGS.checkpoint, cfg)
     prompt = order.check_prompt(FLAGS.prompt, cfg)
     images = FLAGS.image or [door.embedded("portrait.png")]
@@ -166,6 +183,7 @@ def main() -> None:
         folder=folder / "recordings" if folder else None,
         retouch=provenance.make_retouch(*encode.shown_size(house.form.height, house.form.width)),
         sign=provenance.sign,
+        talk=talk,
     )
     calls.uploads.start()
     app = apps.make_app(

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from avatar_jax.io import guard
+from avatar_jax.io.errors import InputError
 from infer.live import decode, door, socket
 from infer.live.call import Call, Look
 from infer.live.desk import Desk
@@ -22,6 +23,7 @@ from infer.live.studio import Gallery
 
 PAGES = Path(__file__).parent
 BODY_S = 60.0  # that an upload may take
+TEXT_BYTES = 32768  # of JSON: 2,000 characters, each written as two escapes
 JSON_BYTES = guard.PICTURE_BYTES * 4 // 3 + 32768
 CALL = "/v1/sessions/{call}"
 
@@ -42,10 +44,10 @@ async def read(request: web.Request, most: int) -> bytes:
     return bytes(data)
 
 
-async def read_json(request: web.Request) -> dict[str, Any]:
+async def read_json(request: web.Request, most: int = JSON_BYTES) -> dict[str, Any]:
     """A request's body as a JSON object. Raises Refused."""
     try:
-        found = json.loads(await read(request, JSON_BYTES))
+        found = json.loads(await read(request, most))
     except (ValueError, RecursionError) as error:
         raise Refused(422, "json", "body: is not JSON") from error
     if not isinstance(found, dict):
@@ -134,7 +136,9 @@ class Routes:
     async def portraits(self, request: web.Request) -> web.Response:
         """GET /v1/portraits"""
         form = self._desk.studio.form
-        about = {"audio_hz": form.audio_hz, "fps": form.fps, "block_ms": round(1e3 * form.block_s)}
+        talk = self._desk.talk
+        text = "none" if talk is None else "answered" if talk.chat else "said"
+        about = {"audio_hz": form.audio_hz, "fps": form.fps, "block_ms": round(1e3 * form.block_s), "text": text}
         return web.json_response({"portraits": list(self._gallery.pictures), **about})
 
     async def portrait(self, request: web.Request) -> web.Response:
@@ -237,6 +241,20 @@ class Routes:
             call.say(samples)
         return web.json_response({**call.status(), "seconds": round(samples.size / call.form.audio_hz, 3)})
 
+    async def text(self, request: web.Request) -> web.Response:
+        """POST /v1/sessions/{call}/text"""
+        call = self._uploading(request)
+        if not call.speaks:
+            raise Refused(501, "voice", "text: this server has no voice; start it with --voice")
+        said = check_text((await read_json(request, TEXT_BYTES)).get("text"), "text")
+        if not said:
+            raise Refused(422, "text", "text: is missing; give what is to be said")
+        try:
+            self._live(request).type(said)  # it may have ended meanwhile
+        except InputError as error:
+            raise Refused(429, "busy", f"text: {error}", **{"Retry-After": "5"}) from error
+        return web.json_response(call.status())
+
     async def record(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/sessions/{call}/record.mp4"""
         call = self._call(request)
@@ -271,6 +289,7 @@ def make_app(desk: Desk, keys: Keys, gallery: Gallery, *, origins: tuple[str, ..
     app.router.add_post(f"{CALL}/token", routes.renew)
     app.router.add_post(f"{CALL}/interrupt", routes.interrupt)
     app.router.add_post(f"{CALL}/speech", routes.speech)
+    app.router.add_post(f"{CALL}/text", routes.text)
     app.router.add_get(f"{CALL}/record.mp4", routes.record)
     app.router.add_get(f"{CALL}/stream", routes.stream)
     return app

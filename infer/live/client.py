@@ -4,6 +4,7 @@ async with Client("http://127.0.0.1:8000", token) as client:
     call = await client.open(portrait="Ada", consent=True, record=True)
     async with client.connect(call) as stream:
         await stream.say(samples)                    # float32 at call.audio_hz, to its end
+        await stream.type("Good morning.")           # where the server has a voice
         async for event in stream:                   # dicts; media as {"type": "data", "data": bytes}
             ...
     data = await client.record(call)
@@ -60,6 +61,10 @@ class Stream:
         """Speech [n], all at once; it is spoken to its end."""
         headers = {"Content-Type": "audio/pcm"}
         await self._client.ask("POST", self._call, "/speech", data=to_pcm16(samples), headers=headers)
+
+    async def type(self, text: str) -> None:
+        """Text, which the server's voice says, or its model answers. Raises Answer (501 without a voice)."""
+        await self._client.ask("POST", self._call, "/text", json={"text": text})
 
     async def interrupt(self) -> None:
         """Empties every queue."""

@@ -19,6 +19,7 @@ from infer.live.call import Call, Limits, Look
 from infer.live.encode import Retouch
 from infer.live.figures import Figures
 from infer.live.stage import Form, Stage
+from infer.live.tongue import Talk
 
 REAP_S = 0.25
 REMEMBERED = 1000  # ended calls whose state and recording can still be asked for
@@ -62,6 +63,7 @@ class Desk:
       folder: of recordings; None: none are made.
       retouch: for each call, what becomes of its frames before they are encoded.
       sign: signs a finished recording.
+      talk: makes what says typed text.
       now: the clock.
     """
 
@@ -75,10 +77,12 @@ class Desk:
         folder: Path | None,
         retouch: Callable[[str], Retouch | None] = lambda name: None,
         sign: record.Sign | None = None,
+        talk: Talk | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
         self.studio, self.stage, self.limits, self.audit, self.figures = studio, stage, limits, audit, Figures(self)
         self._folder, self._retouch, self._sign, self.now = folder, retouch, sign, now
+        self.talk = talk
         self.calls: dict[str, Call] = {}
         self.active: dict[str, Call] = {}
         self.queue: collections.deque[Call] = collections.deque()
@@ -111,6 +115,7 @@ class Desk:
             folder=folder,
             retouch=self._retouch(name),
             sign=self._sign,
+            talk=self.talk,
             now=self.now,
         )
         self.calls[name] = call
@@ -241,7 +246,7 @@ class Desk:
             return "the connection did not come back" if came else "nobody connected"
         if call.state == "queued":
             return "waited too long for a seat" if now_s - call.since_s > limits.queue_s else ""
-        if now_s - max(call.sound_s, call.since_s) > limits.idle_s:
+        if now_s - max(call.sound_s, call.since_s) > limits.idle_s and not call.line.waiting_s:
             return f"no sound for {limits.idle_s:.0f} s"
         return f"{limits.call_s:.0f} s are the most a call may last" if now_s - call.created_s > limits.call_s else ""
 

@@ -193,7 +193,8 @@ ROUTES = [
     ("GET", "/"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/v1/portraits"), ("GET", "/v1/portraits/dark"),
     ("POST", "/v1/sessions"), ("GET", "/v1/sessions/{id}"), ("PATCH", "/v1/sessions/{id}"),
     ("DELETE", "/v1/sessions/{id}"), ("POST", "/v1/sessions/{id}/token"), ("POST", "/v1/sessions/{id}/interrupt"),
-    ("POST", "/v1/sessions/{id}/speech"), ("GET", "/v1/sessions/{id}/record.mp4"), ("GET", "/v1/sessions/{id}/stream"),
+    ("POST", "/v1/sessions/{id}/text"), ("POST", "/v1/sessions/{id}/speech"), ("GET", "/v1/sessions/{id}/record.mp4"),
+    ("GET", "/v1/sessions/{id}/stream"),
 ]  # fmt: skip
 
 
