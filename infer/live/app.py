@@ -29,18 +29,22 @@ CALL = "/v1/sessions/{call}"
 
 
 async def read(request: web.Request, most: int) -> bytes:
-    """A request's body. Raises Refused (413) as soon as it is larger."""
+    """A request's body. Raises Refused, with 413 as soon as it is larger."""
     if (request.content_length or 0) > most:
-        raise Refused(413, "too large", f"body: at most {most} bytes")
+        raise Refused(413, "too_large", f"body: at most {most} bytes")
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise Refused(415, "encoding", "body: must come as it is, without Content-Encoding")
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for piece in request.content.iter_any():
                 data += piece
                 if len(data) > most:
-                    raise Refused(413, "too large", f"body: at most {most} bytes")
+                    raise Refused(413, "too_large", f"body: at most {most} bytes")
     except TimeoutError as error:
         raise Refused(408, "slow", f"body: did not come within {BODY_S:.0f} s") from error
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise Refused(400, "broken", "body: breaks off, or is not framed as its header says") from error
     return bytes(data)
 
 

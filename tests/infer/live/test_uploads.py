@@ -135,3 +135,21 @@ def test_a_full_house_decodes_nothing(room: bool):
             assert (house.desk.uploads._guard._process is not None) == room
 
     asyncio.run(asyncio.wait_for(test(), 30.0))
+
+
+def test_bodies_that_are_packed_or_break_off_are_no_error_of_the_server():
+    async def test() -> None:
+        async with opened() as house:
+            about = await house.open()
+            own = f"/v1/sessions/{about['id']}"
+            packed = {"data": b"no gzip", "headers": {"Content-Encoding": "gzip"}}
+            assert (await house.ask("POST", own + "/speech", about["token"], **packed))[0] == 415
+            _, writer = await asyncio.open_connection(house.server.host, house.server.port)
+            head = f"POST {own}/speech HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {about['token']}\r\n"
+            writer.write(head.encode() + b"Content-Length: 100\r\n\r\nRIFF")
+            await asyncio.sleep(0.1)
+            writer.close()
+            await writer.wait_closed()
+            assert (await send(house, about, "picture", hostile.picture("PNG")))[0] == 200
+
+    asyncio.run(asyncio.wait_for(test(), 30.0))
