@@ -54,6 +54,7 @@ def define() -> None:
     for name, text in (
         ("queue", "Calls that may wait for a seat."),
         ("queue_s", "Seconds each may wait."),
+        ("jobs", "Jobs that may wait for a seat that nobody live wants."),
         ("resume_s", "Seconds that a lost connection's call is kept."),
         ("idle_s", "Seconds without sound that end a call."),
         ("call_s", "Seconds a call may last."),
@@ -111,7 +112,7 @@ def check_voice(audio_hz: int) -> tongue.Talk | None:
 
 def limits(seats: int, ahead: int) -> Limits:
     """What callers may have."""
-    named = ("queue", "queue_s", "resume_s", "idle_s", "call_s", "keep_s", "opened_a_minute")
+    named = ("queue", "queue_s", "jobs", "resume_s", "idle_s", "call_s", "keep_s", "opened_a_minute")
     return Limits(seats=seats, ahead=ahead, **{name: getattr(FLAGS, name) for name in named})
 
 

@@ -10,14 +10,17 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from absl import logging
 from aiohttp import web
 
 from avatar_jax.io import guard
 from avatar_jax.io.errors import InputError
 from infer.live import decode, door, socket
 from infer.live.call import Call, Look
-from infer.live.desk import Desk
+from infer.live.desk import Busy, Desk
 from infer.live.door import Refused
+from infer.live.jobs import Job
 from infer.live.keys import Buckets, Denied, Keys
 from infer.live.studio import Gallery
 
@@ -25,7 +28,7 @@ PAGES = Path(__file__).parent
 BODY_S = 60.0  # that an upload may take
 TEXT_BYTES = 32768  # of JSON: 2,000 characters, each written as two escapes
 JSON_BYTES = guard.PICTURE_BYTES * 4 // 3 + 32768
-CALL = "/v1/sessions/{call}"
+CALL, JOB = "/v1/sessions/{call}", "/v1/jobs/{job}"
 
 
 async def read(request: web.Request, most: int) -> bytes:
@@ -67,6 +70,14 @@ def check_text(text: Any, what: str) -> str:
         return guard.clean_text(text or "")
     except guard.Refused as refusal:
         raise guard.Refused(refusal.name, f"{what}: {refusal}") from refusal
+
+
+def _video(call: Call) -> web.StreamResponse:
+    """A call's recording. Raises Refused (404)."""
+    if call.record is None or not call.record.exists():
+        reason = "is there when the session has ended" if call.state != "ended" else "none was made, or it is deleted"
+        raise Refused(404, "record", f"recording: {reason}")
+    return web.FileResponse(call.record, headers={"Content-Type": "video/mp4"})
 
 
 class Routes:
@@ -166,16 +177,21 @@ class Routes:
             raise Refused(422, "portrait", "portrait: none of that name; GET /v1/portraits lists them")
         return Look(name, self._gallery.pictures[name], prompt)
 
-    async def open(self, request: web.Request) -> web.Response:
-        """POST /v1/sessions"""
-        asked = await read_json(request)
+    def _agreed(self, asked: dict[str, Any], request: web.Request) -> str | None:
+        """The prompt of what may begin: there is consent, and it is not too much for one token. Raises Refused."""
         if asked.get("consent") is not True:
             raise Refused(422, "consent", "consent: must be true; whoever is shown must have agreed")
         prompt = self._desk.studio.check_prompt(check_text(asked.get("prompt"), "prompt") or None)
-        self._desk.check_room()  # before anything is decoded
         wait_s = self._opened.wait_s(request[door.OWNER], 1, self._desk.now())
         if wait_s:
             raise Refused(429, "rate", "sessions: too many a minute", **{"Retry-After": str(int(wait_s) + 1)})
+        return prompt
+
+    async def open(self, request: web.Request) -> web.Response:
+        """POST /v1/sessions"""
+        asked = await read_json(request)
+        self._desk.check_room()  # before anything is decoded
+        prompt = self._agreed(asked, request)
         call = self._desk.open(request[door.OWNER], await self._look(asked, prompt), keep=asked.get("record") is True)
         token, ends_s = self._keys.issue(call.name)
         path = f"/v1/sessions/{call.name}"
@@ -233,15 +249,15 @@ class Routes:
         call.interrupt()
         return web.json_response(call.status())
 
+    async def _samples(self, request: web.Request) -> np.ndarray:
+        data = await read(request, guard.SOUND_BYTES)
+        return decode.pcm16(data) if request.content_type == "audio/pcm" else await self._desk.sound(data)
+
     async def speech(self, request: web.Request) -> web.Response:
         """POST /v1/sessions/{call}/speech"""
         call = self._uploading(request)
         async with call.uploading:
-            data = await read(request, guard.SOUND_BYTES)
-            if request.content_type == "audio/pcm":
-                samples = decode.pcm16(data)
-            else:
-                samples = await self._desk.sound(data)
+            samples = await self._samples(request)
             call.say(samples)
         return web.json_response({**call.status(), "seconds": round(samples.size / call.form.audio_hz, 3)})
 
@@ -261,13 +277,73 @@ class Routes:
 
     async def record(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/sessions/{call}/record.mp4"""
-        call = self._call(request)
-        if call.record is None or not call.record.exists():
-            reason = (
-                "is there when the session has ended" if call.state != "ended" else "none was made, or it is deleted"
-            )
-            raise Refused(404, "record", f"recording: {reason}")
-        return web.FileResponse(call.record, headers={"Content-Type": "video/mp4"})
+        return _video(self._call(request))
+
+    def _job(self, request: web.Request) -> Job:
+        job = self._desk.jobs.all.get(request.match_info["job"])
+        if job is None:
+            raise Refused(404, "gone", "job: not there any more")
+        if job.owner != request[door.OWNER]:
+            raise Denied(403, "job: of another caller")
+        return job
+
+    async def order(self, request: web.Request) -> web.Response:
+        """POST /v1/jobs"""
+        if not self._desk.keeps:
+            raise Refused(501, "jobs", "jobs: this server keeps no recordings; start it with --workdir")
+        asked = await read_json(request)
+        prompt = self._agreed(asked, request)
+        text = check_text(asked.get("text"), "text")
+        if text and self._desk.talk is None:
+            raise Refused(501, "voice", "text: this server has no voice; start it with --voice")
+        if self._desk.jobs.full or self._desk.draining:
+            raise Busy("jobs: too many wait")
+        look = await self._look(asked, prompt)
+        samples = await self._spoken(text) if text else None
+        job = self._desk.jobs.open(request[door.OWNER], look)
+        if samples is not None:
+            self._desk.jobs.hear(job, samples)
+        return web.json_response(job.status(), status=201, headers={"Location": f"/v1/jobs/{job.name}"})
+
+    async def _spoken(self, text: str) -> np.ndarray:
+        try:
+            samples = await self._desk.spoken(text)
+        except guard.Refused:
+            raise
+        except InputError as error:  # what a service says is not the caller's
+            logging.warning("a text could not be said: %s", error)
+            raise Refused(502, "voice", "text: could not be said; the server's log says why") from error
+        if not samples.size:
+            raise Refused(422, "empty", "text: has nothing that can be said")
+        return samples
+
+    async def job_speech(self, request: web.Request) -> web.Response:
+        """PUT /v1/jobs/{job}/speech"""
+        job = self._job(request)
+        samples = await self._samples(request)
+        if job.state != "open":
+            raise Refused(409, "state", f"job: is {job.state}; its speech is there")
+        if not samples.size:
+            raise Refused(422, "empty", "speech: holds no sound")
+        self._desk.jobs.hear(job, samples)
+        return web.json_response(job.status())
+
+    async def job_status(self, request: web.Request) -> web.Response:
+        """GET /v1/jobs/{job}"""
+        return web.json_response(self._job(request).status())
+
+    async def job_result(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/jobs/{job}/result.mp4"""
+        job = self._job(request)
+        if job.state != "done" or job.call is None:
+            raise Refused(404, "record", f"result: is not there, the job is {job.state}")
+        return _video(job.call)
+
+    async def job_end(self, request: web.Request) -> web.Response:
+        """DELETE /v1/jobs/{job}"""
+        job = self._job(request)
+        await self._desk.jobs.end(job, "deleted")
+        return web.json_response(job.status())
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/sessions/{call}/stream"""
@@ -287,6 +363,11 @@ def make_app(desk: Desk, keys: Keys, gallery: Gallery, *, origins: tuple[str, ..
     app.router.add_get("/v1/portraits", routes.portraits)
     app.router.add_get("/v1/portraits/{name}", routes.portrait)
     app.router.add_post("/v1/sessions", routes.open)
+    app.router.add_post("/v1/jobs", routes.order)
+    app.router.add_put(f"{JOB}/speech", routes.job_speech)
+    app.router.add_get(JOB, routes.job_status)
+    app.router.add_get(f"{JOB}/result.mp4", routes.job_result)
+    app.router.add_delete(JOB, routes.job_end)
     app.router.add_get(CALL, routes.status)
     app.router.add_patch(CALL, routes.change)
     app.router.add_delete(CALL, routes.close)

@@ -33,6 +33,7 @@ class Limits:
     seats: int = 1
     queue: int = 8  # calls that may wait for a seat
     queue_s: float = 300.0  # how long each
+    jobs: int = 4  # jobs that may wait
     connect_s: float = 20.0  # for the first connection
     resume_s: float = 20.0  # for the next one after one was lost
     idle_s: float = 180.0  # without a sound

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import os
 import time
 import uuid
@@ -13,11 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
+from avatar_jax.io import guard
+from avatar_jax.io.errors import InputError
 from infer.live import decode, record
 from infer.live.audit import Audit
 from infer.live.call import Call, Limits, Look
 from infer.live.encode import Retouch
 from infer.live.figures import Figures
+from infer.live.jobs import Jobs
 from infer.live.stage import Form, Stage
 from infer.live.tongue import Talk
 
@@ -91,6 +95,7 @@ class Desk:
         self.workers = concurrent.futures.ThreadPoolExecutor(2, "prepare")
         self._tasks: set[asyncio.Task] = set()
         self.draining = False
+        self.jobs = Jobs(self)
 
     # in and out
 
@@ -148,6 +153,11 @@ class Desk:
         """Seats that a new call would get at once."""
         return 0 if self.draining or self.queue else self._free + len(self._parked)
 
+    @property
+    def idle_seats(self) -> int:
+        """Seats that nobody has and nobody waits for."""
+        return 0 if self.draining or self.queue else self._free
+
     def admit(self) -> None:
         """Seats for those who wait, in their order; whoever has left one loses it."""
         while self.queue and (self._free or self._parked) and not self.draining:
@@ -176,7 +186,7 @@ class Desk:
             if self.active.get(call.name) is not call or call.part:
                 return
             joining = call.joining = self.stage.ask(
-                self.stage.join, avatar, call.line, call.form, ahead=self.limits.ahead
+                self.stage.join, avatar, call.line, call.form, ahead=self.limits.ahead, playing=False
             )
             part = await asyncio.wrap_future(joining)
         except Exception as error:  # a portrait or prompt that the model refuses, a lost device
@@ -232,6 +242,32 @@ class Desk:
     async def sound(self, data: bytes) -> np.ndarray:
         """Speech at the model's rate from an upload. Raises guard.Refused, decode.Crowded."""
         return await self.uploads.sound(data, audio_hz=self.studio.form.audio_hz, seconds=self.limits.speech_s)
+
+    async def spoken(self, text: str) -> np.ndarray:
+        """A text in the voice, float32 [n], whole. Raises InputError where it does not speak, guard.Refused."""
+        if self.talk is None:
+            raise InputError("there is no voice")
+        voice, most, pieces = self.talk.voice(), self.limits.speech_s, [np.zeros(0, np.float32)]
+
+        def say() -> None:
+            seconds = 0.0
+            with contextlib.closing(voice.say(text)) as said:  # type: ignore[type-var]
+                for piece in said:
+                    pieces.append(piece)
+                    seconds += piece.size / self.studio.form.audio_hz
+                    if seconds > most:
+                        raise guard.Refused("too_long", f"text: becomes longer than {most:.0f} s; send it in parts")
+
+        try:
+            await asyncio.to_thread(say)
+        finally:
+            voice.close()
+        return np.concatenate(pieces)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether recordings are kept."""
+        return self._folder is not None
 
     # time
 
@@ -289,6 +325,7 @@ class Desk:
                 self.audit.note("recording mended", call=path.stem)
         self.stage.start()
         self._spawn(self.watch())
+        self._spawn(self.jobs.watch())
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

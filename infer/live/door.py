@@ -109,7 +109,7 @@ def make_middleware(keys: Keys, desk: Desk, origins: tuple[str, ...], sign_in: C
                     {
                         "Access-Control-Allow-Origin": foreign,
                         "Access-Control-Allow-Headers": "Authorization, Content-Type",
-                        "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
+                        "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
                         "Vary": "Origin",
                     }
                 )

@@ -194,8 +194,14 @@ ROUTES = [
     ("POST", "/v1/sessions"), ("GET", "/v1/sessions/{id}"), ("PATCH", "/v1/sessions/{id}"),
     ("DELETE", "/v1/sessions/{id}"), ("POST", "/v1/sessions/{id}/token"), ("POST", "/v1/sessions/{id}/interrupt"),
     ("POST", "/v1/sessions/{id}/text"), ("POST", "/v1/sessions/{id}/speech"), ("GET", "/v1/sessions/{id}/record.mp4"),
-    ("GET", "/v1/sessions/{id}/stream"),
+    ("GET", "/v1/sessions/{id}/stream"), ("POST", "/v1/jobs"), ("PUT", "/v1/jobs/any/speech"), ("GET", "/v1/jobs/any"),
+    ("GET", "/v1/jobs/any/result.mp4"), ("DELETE", "/v1/jobs/any"),
 ]  # fmt: skip
+
+
+def in_words(path: str) -> str:
+    """A path of ROUTES as the contract has it."""
+    return path.replace("dark", "{name}").replace("any", "{job}")
 
 
 def test_nobody_comes_in_without_the_right_token():
@@ -203,9 +209,7 @@ def test_nobody_comes_in_without_the_right_token():
         about, other = await house.open(), await house.open()
         assert (await house.ask("GET", "/healthz", None))[0] == 200
         known = {route.resource.canonical for route in house.server.app.router.routes() if route.resource}
-        assert known == {path.replace("{id}", "{call}") for _, path in ROUTES if "dark" not in path} | {
-            "/v1/portraits/{name}", "/healthz", "/signin"
-        }  # fmt: skip
+        assert known == {in_words(path).replace("{id}", "{call}") for _, path in ROUTES} | {"/healthz", "/signin"}
         house.keys._ttl_s = -1.0
         expired, _ = house.keys.issue(about["id"])
         for method, path in ROUTES:
@@ -353,7 +357,7 @@ def test_draining_takes_nobody_in_and_lets_everybody_end(tmp_path):
 def test_the_contract_names_every_route():
     text = (ROOT / "docs" / "api.md").read_text()
     for _, path in ROUTES:
-        assert path.replace("dark", "{name}") in text, path
+        assert in_words(path) in text, path
 
 
 def test_an_application_has_its_page():
