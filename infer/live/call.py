@@ -223,6 +223,7 @@ class Call:
     def _finish(self) -> None:
         if self._tongue:
             self._tongue.close()
+        self.line.clear()  # ended calls are remembered, what they held is not
         with self._encoding:
             self._encoder.close()
             recording, self._recording = self._recording, None

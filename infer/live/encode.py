@@ -82,11 +82,11 @@ class Encoder:
         self._container: Any = av.open(
             self._sink, "w", format="mp4", options=MUXER | {"video_track_timescale": str(FRAME_UNITS * fps)}
         )
-        self._video = add_pictures(self._container, "libx264", self.size, fps=fps, options=OPTIONS)
+        self._video: Any = add_pictures(self._container, "libx264", self.size, fps=fps, options=OPTIONS)
         self._audio: Any = self._container.add_stream("libopus", rate=SOUND_HZ, layout="mono")
         self._audio.bit_rate = SOUND_BITS // 2  # 16 kHz of band
         self._audio.options = {"application": "audio", "frame_duration": "20"}
-        self._resample = av.AudioResampler(format="flt", layout="mono", rate=SOUND_HZ)
+        self._resample: Any = av.AudioResampler(format="flt", layout="mono", rate=SOUND_HZ)
         self._sound_type, self._intra = av.AudioFrame, PictureType.I
         self.init, self._wants_key = b"", False
         self._held: list[list[boxes.Run]] = []  # frames before it is known
@@ -151,5 +151,8 @@ class Encoder:
             self.init = data[: header[1].end]
 
     def close(self) -> None:
-        """Ends the stream; Opus keeps the last 6 ms of sound."""
-        self._container.close()
+        """Ends the stream; Opus keeps the last 6 ms of sound. What a call held of codecs goes, as ended calls stay."""
+        if self._container is not None:
+            self._container.close()
+        self._container = self._video = self._audio = self._resample = None
+        self._held, self._retouch = [], lambda frame, number: frame
