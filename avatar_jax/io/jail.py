@@ -8,6 +8,7 @@ or took the alarm away, is killed from here. An answer is a line of JSON, then t
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import resource
@@ -148,6 +149,8 @@ def warm() -> None:
     import soxr
     from PIL import Image
 
+    for module in ("audio", "decoder", "image"):
+        importlib.import_module(f"avatar_jax.io.{module}")
     Image.init()
     soxr.resample(np.zeros(160, np.float32), 16000, 8000)
     av.CodecContext.create("pcm_s16le", "r")
