@@ -320,9 +320,10 @@ class Routes:
     async def job_speech(self, request: web.Request) -> web.Response:
         """PUT /v1/jobs/{job}/speech"""
         job = self._job(request)
+        job.due_s = max(job.due_s, self._desk.now() + BODY_S)  # it is coming
         samples = await self._samples(request)
         if job.state != "open":
-            raise Refused(409, "state", f"job: is {job.state}; its speech is there")
+            raise Refused(409, "state", f"job: is {job.state} and takes no speech")
         if not samples.size:
             raise Refused(422, "empty", "speech: holds no sound")
         self._desk.jobs.hear(job, samples)

@@ -18,8 +18,9 @@ REMEMBERED = 100  # jobs that are over and can still be asked for
 class Job:
     """One video: `open` until its speech is there, `queued`, `running`, then `done` or `failed`."""
 
-    def __init__(self, owner: str, look: Look, now_s: float):
-        self.name, self.owner, self.look, self.created_s = uuid.uuid4().hex, owner, look, now_s
+    def __init__(self, owner: str, look: Look, due_s: float):
+        self.name, self.owner, self.look = uuid.uuid4().hex, owner, look
+        self.due_s = due_s  # when its speech has to be there
         self.state, self.reason = "open", "waits for its speech"
         self.samples = np.zeros(0, np.float32)
         self.frames = 0  # of the whole video
@@ -65,7 +66,7 @@ class Jobs:
 
     def open(self, owner: str, look: Look) -> Job:
         """A new job, which waits for its speech."""
-        job = Job(owner, look, self._desk.now())
+        job = Job(owner, look, self._desk.now() + self._desk.limits.connect_s)
         self.all[job.name] = job
         over = [name for name, one in self.all.items() if one.over]
         for name in over[: max(0, len(over) - REMEMBERED)]:
@@ -93,7 +94,7 @@ class Jobs:
         while True:
             await asyncio.sleep(POLL_S)
             for job in self.all.values():
-                if job.state == "open" and self._desk.now() - job.created_s > self._desk.limits.connect_s:
+                if job.state == "open" and self._desk.now() > job.due_s:
                     job.become("failed", "no speech came")
             free = self._running is None or self._running.done()
             if self._queue and free and self._desk.idle_seats:
