@@ -20,6 +20,7 @@ from infer import door
 
 FLAGS = flags.FLAGS
 Stamp = Callable[[np.ndarray, int], np.ndarray]  # frames uint8 [T, H, W, 3] and the number of the first
+Retouch = Callable[[np.ndarray, int], np.ndarray]  # a frame uint8 [H, W, 3] and its number
 
 
 def define() -> None:
@@ -50,16 +51,21 @@ def check() -> None:
             raise InputError(f"{path}: no such file; check --c2pa_chain and --c2pa_key")
 
 
+def _mark() -> dict[str, Any] | None:
+    """What the mark says, and by which key; None where it is off, which is said."""
+    if FLAGS.watermark == "on":
+        return {"payload": FLAGS.watermark_id, "key": watermark_key()}
+    door.say("--watermark=off: nothing in the pixels of this video will say that it is generated")
+    return None
+
+
 def make_stamp(height: int, width: int, frames: int) -> Stamp:
     """What a video's frames go through before they are encoded; compiled for so many at a time."""
     put = badge.make_badge(height=height, width=width) if FLAGS.badge else None
-    mark: Any = None
-    if FLAGS.watermark == "on":
-        said = {"payload": FLAGS.watermark_id, "key": watermark_key()}
+    mark, said = None, _mark()
+    if said:
         mark = watermark.make_marker(height=height, width=width, **said)
         mark(np.zeros((frames, height, width, 3), np.uint8), 0)
-    else:
-        door.say("--watermark=off: nothing in the pixels of this video will say that it is generated")
 
     def stamp(frames: np.ndarray, first: int) -> np.ndarray:
         shown = frames if put is None else put(frames)
@@ -68,10 +74,32 @@ def make_stamp(height: int, width: int, frames: int) -> Stamp:
     return stamp
 
 
+def make_retouch(height: int, width: int) -> Callable[[str], Retouch | None]:
+    """For each live call, what its frames go through one at a time, on the host. Raises ValueError: too small."""
+    put = badge.make_badge(height=height, width=width) if FLAGS.badge else None
+    said = _mark()
+
+    def retouch_of(call: str) -> Retouch | None:
+        mark = watermark.host_marker(height=height, width=width, **said) if said else None
+
+        def retouch(frame: np.ndarray, number: int) -> np.ndarray:
+            shown = frame if put is None else put(frame[None])[0]
+            return shown if mark is None else mark(shown, number)
+
+        return retouch if put or mark else None
+
+    retouch_of("")  # what is too small is refused now
+    return retouch_of
+
+
+def summary() -> dict[str, Any]:
+    """What is put into the pixels, for a record."""
+    return {"watermark": f"{FLAGS.watermark_id:08x}" if FLAGS.watermark == "on" else "off", "badge": FLAGS.badge}
+
+
 def sign(output: Path) -> dict[str, Any]:
     """Signs a finished video as the flags say; what there is to record. Raises InputError."""
-    marked = FLAGS.watermark == "on"
-    record: dict[str, Any] = {"watermark": f"{FLAGS.watermark_id:08x}" if marked else "off", "badge": FLAGS.badge}
+    record = summary()
     if FLAGS.c2pa == "off":
         return record | {"c2pa": "off"}
     if not credential.available():

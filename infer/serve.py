@@ -21,8 +21,10 @@ from absl import flags, logging
 
 from avatar_jax.core import check
 from avatar_jax.io.errors import InputError
-from infer import door, order
+from infer import door, order, provenance, voices
+from infer.live import tongue
 from infer.live.call import Limits, Look
+from infer.talk import voice
 
 FLAGS = flags.FLAGS
 LAST_BLOCKS = 2  # of what is under way are shown while the server drains
@@ -45,11 +47,14 @@ def define() -> None:
     flags.DEFINE_string("checkpoint", None, "Folder with trained weights; the embedded ones if left out.")
     flags.DEFINE_string("workdir", "runs/live", "Folder of recordings and the audit log; '' for neither.")
     flags.DEFINE_string("compile_cache", None, "Folder of compiled programs; '' for none.")
+    provenance.define()
+    voices.define()
     flags.DEFINE_float("drain_s", 20.0, "Seconds that SIGTERM leaves for running calls.")
     flags.DEFINE_float("session_ttl_s", 3600.0, "Seconds that a session's token lasts.")
     for name, text in (
         ("queue", "Calls that may wait for a seat."),
         ("queue_s", "Seconds each may wait."),
+        ("jobs", "Jobs that may wait for a seat that nobody live wants."),
         ("resume_s", "Seconds that a lost connection's call is kept."),
         ("idle_s", "Seconds without sound that end a call."),
         ("call_s", "Seconds a call may last."),
@@ -92,9 +97,22 @@ def check_tls() -> ssl.SSLContext | None:
     return context
 
 
+def check_voice(audio_hz: int) -> tongue.Talk | None:
+    """What says typed text, if anything does. Raises InputError."""
+    speaker, model = voices.make_voice(), voices.make_chat()
+    if speaker is None:
+        if model is not None:
+            raise InputError(f"--chat={FLAGS.chat}: nothing would say the answers; name a --voice")
+        return None
+    if audio_hz != voice.AUDIO_HZ:
+        raise InputError(f"--voice: speaks at {voice.AUDIO_HZ} Hz and the model hears {audio_hz}; --voice=off")
+    speaker.close()
+    return tongue.Talk(lambda: voices.make_voice() or speaker, (lambda: voices.make_chat() or model) if model else None)
+
+
 def limits(seats: int, ahead: int) -> Limits:
     """What callers may have."""
-    named = ("queue", "queue_s", "resume_s", "idle_s", "call_s", "keep_s", "opened_a_minute")
+    named = ("queue", "queue_s", "jobs", "resume_s", "idle_s", "call_s", "keep_s", "opened_a_minute")
     return Limits(seats=seats, ahead=ahead, **{name: getattr(FLAGS, name) for name in named})
 
 
@@ -132,6 +150,8 @@ async def serve(desk, app, token: str, tls: ssl.SSLContext | None) -> None:
 def main() -> None:
     """Checks, compiles, serves."""
     cfg, tokens, tls = check.validate(FLAGS.config), check_tokens(), check_tls()
+    provenance.check()
+    talk = check_voice(cfg.sound.audio_hz)
     checkpoint = order.check_checkpoint(FLAGS.checkpoint, cfg)
     prompt = order.check_prompt(FLAGS.prompt, cfg)
     images = FLAGS.image or [door.embedded("portrait.png")]
@@ -142,7 +162,7 @@ def main() -> None:
 
     from avatar_jax.stream.live import Live
     from infer.live import app as apps
-    from infer.live import audit, desk, keys, studio
+    from infer.live import audit, desk, encode, keys, studio
     from infer.live.stage import Stage
 
     if cfg.video.drawn and not FLAGS.image:
@@ -155,13 +175,18 @@ def main() -> None:
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     log = audit.Audit(folder / "audit.jsonl" if folder else None)
+    log.note("started", **provenance.summary())
     calls = desk.Desk(
         house,
         stage,
         limits(cfg.mesh.streams, cfg.mesh.stages + 1),
         audit=log,
         folder=folder / "recordings" if folder else None,
+        retouch=provenance.make_retouch(*encode.shown_size(house.form.height, house.form.width)),
+        sign=provenance.sign,
+        talk=talk,
     )
+    calls.uploads.start()
     app = apps.make_app(
         calls, keys.Keys(tokens, ttl_s=FLAGS.session_ttl_s), studio.Gallery(pictures), origins=tuple(FLAGS.origin)
     )

@@ -215,14 +215,23 @@ class _Answer:
             line += letter
         return json.loads(line)
 
+    def _empty(self) -> np.ndarray:
+        """Room for the array; whatever a child says that is no answer is its end. Raises Refused."""
+        try:
+            said = self._head()
+            if "name" in said:
+                raise Refused(str(said["name"]), " ".join(str(said["reason"]).split()))
+            if math.prod(said["shape"]) > ARRAYS[said["dtype"]]:
+                raise Refused("too_large", "becomes larger than anything that was asked for")
+            return np.empty(said["shape"], said["dtype"])
+        except Refused:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._died() from error
+
     def array(self) -> np.ndarray:
         """The array. Raises Refused."""
-        said = self._head()
-        if "name" in said:
-            raise Refused(said["name"], said["reason"])
-        if math.prod(said["shape"]) > ARRAYS[said["dtype"]]:
-            raise Refused("too_large", "becomes larger than anything that was asked for")
-        found = np.empty(said["shape"], said["dtype"])
+        found = self._empty()
         left = found.data.cast("B") if found.size else memoryview(b"")
         while left:
             self._wait()

@@ -2,17 +2,21 @@
 
 `python -m avatar_jax.io.jail FD` imports the decoders once and waits at a socket. Every order comes with two
 descriptors, the file and a pipe for the answer; a child is forked for it, whose limits the kernel keeps: address space,
-processor seconds, wall-clock seconds, file sizes and descriptors. Whatever a decoder does to a child, nothing is left
-of it. An answer is a line of JSON, then the bytes of an array.
+processor seconds, wall-clock seconds, file sizes and descriptors. What outlives its own alarm, because it was stopped
+or took the alarm away, is killed from here. An answer is a line of JSON, then the bytes of an array.
 """
 
+import contextlib
 import gc
+import importlib
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +29,7 @@ DESCRIPTORS = 32
 CHANNELS, RATES, STREAMS = 2, (4_000, 192_000), 8  # of a recording
 CONTAINERS = ("wav", "mp3", "flac", "ogg", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # as FFmpeg names them
 MAX_FDS = 2
+GRACE_S, LOOK_S = 1.0, 0.25  # that a child may live beyond its alarm; how often that is looked at
 READ_SAMPLES, SLACK_S = 65536, 1.0  # decoded at a time; by which a header may be wrong
 
 
@@ -144,9 +149,23 @@ def warm() -> None:
     import soxr
     from PIL import Image
 
+    for module in ("audio", "decoder", "image"):
+        importlib.import_module(f"avatar_jax.io.{module}")
     Image.init()
     soxr.resample(np.zeros(160, np.float32), 16000, 8000)
     av.CodecContext.create("pcm_s16le", "r")
+
+
+def bury(running: dict[int, float]) -> None:
+    """Forgets children that have ended and kills those that should have; `running`: handle and last moment of each."""
+    ended = select.select(list(running), [], [], 0.0)[0]
+    for handle, last_s in list(running.items()):
+        if handle not in ended and time.monotonic() < last_s:
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)
+        del running[handle]
 
 
 def main(control: socket.socket) -> None:
@@ -156,21 +175,31 @@ def main(control: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries children at once
     control.sendall(b"ready")
+    running: dict[int, float] = {}
     while True:
+        asked = select.select([control], [], [], LOOK_S if running else None)[0]
+        bury(running)
+        if not asked:
+            continue
         message, descriptors, _, _ = socket.recv_fds(control, 4096, MAX_FDS)
         if not message:
             return
+        order = json.loads(message)
         child = os.fork()
         if child == 0:
             code = 1
             try:
                 control.close()
-                serve_one(json.loads(message), *descriptors)
+                for handle in running:
+                    os.close(handle)
+                serve_one(order, *descriptors)
                 code = 0
             finally:
                 os._exit(code)
         for descriptor in descriptors:
             os.close(descriptor)
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            running[os.pidfd_open(child)] = time.monotonic() + order["wall_s"] + GRACE_S
 
 
 if __name__ == "__main__":

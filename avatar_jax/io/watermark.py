@@ -96,6 +96,32 @@ def make_marker(
     return lambda frames, first: mark(frames, np.int32(first % PERIOD))
 
 
+def host_marker(
+    *, height: int, width: int, payload: int = GENERATED, key: str = PUBLIC_KEY
+) -> Callable[[np.ndarray, int], np.ndarray]:
+    """A function (frame uint8 [H, W, 3], its number) to the marked frame, as `make_marker`'s to the bit.
+
+    For the encoder of one live stream: on the host, as a program on the devices would wait behind the model's.
+
+    Raises:
+      ValueError: as `make_marker`.
+    """
+    chips, levels = pattern(key, payload), np.repeat(_levels(height, width).astype(np.int8), 3, axis=1)  # [H, 3 W]
+    rows, columns = _cell_of(height), np.repeat(_cell_of(width), 3)
+    held, more, less = -1, levels, levels  # of the group that was marked last
+
+    def mark(frame: np.ndarray, number: int) -> np.ndarray:
+        nonlocal held, more, less
+        group = number // GROUP % GROUPS
+        if group != held:
+            change = chips[group][:, columns][rows] * levels
+            held, more, less = group, np.maximum(change, 0).view(np.uint8), np.maximum(-change, 0).view(np.uint8)
+        flat = np.minimum(frame.reshape(height, 3 * width), 255 - more) + more
+        return (np.maximum(flat, less) - less).reshape(frame.shape)
+
+    return mark
+
+
 def cells(luma: np.ndarray) -> np.ndarray:  # [T, H, W] any type -> float32 [T, GRID, GRID]
     """The mean brightness of every cell."""
     for axis in (1, 2):

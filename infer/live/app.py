@@ -6,47 +6,55 @@ import binascii
 import hashlib
 import json
 import secrets
-import unicodedata
 import urllib.parse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from absl import logging
 from aiohttp import web
 
+from avatar_jax.io import guard
+from avatar_jax.io.errors import InputError
 from infer.live import decode, door, socket
 from infer.live.call import Call, Look
-from infer.live.desk import Desk
+from infer.live.desk import Busy, Desk
 from infer.live.door import Refused
+from infer.live.jobs import Job
 from infer.live.keys import Buckets, Denied, Keys
 from infer.live.studio import Gallery
 
 PAGES = Path(__file__).parent
-PROMPT_CHARACTERS = 2000
 BODY_S = 60.0  # that an upload may take
-JSON_BYTES = decode.PORTRAIT_BYTES * 4 // 3 + 16384
-CALL = "/v1/sessions/{call}"
+TEXT_BYTES = 32768  # of JSON: 2,000 characters, each written as two escapes
+JSON_BYTES = guard.PICTURE_BYTES * 4 // 3 + 32768
+CALL, JOB = "/v1/sessions/{call}", "/v1/jobs/{job}"
 
 
 async def read(request: web.Request, most: int) -> bytes:
-    """A request's body. Raises Refused (413) as soon as it is larger."""
+    """A request's body. Raises Refused, with 413 as soon as it is larger."""
     if (request.content_length or 0) > most:
-        raise Refused(413, "too large", f"body: at most {most} bytes")
+        raise Refused(413, "too_large", f"body: at most {most} bytes")
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise Refused(415, "encoding", "body: must come as it is, without Content-Encoding")
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for piece in request.content.iter_any():
                 data += piece
                 if len(data) > most:
-                    raise Refused(413, "too large", f"body: at most {most} bytes")
+                    raise Refused(413, "too_large", f"body: at most {most} bytes")
     except TimeoutError as error:
         raise Refused(408, "slow", f"body: did not come within {BODY_S:.0f} s") from error
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise Refused(400, "broken", "body: breaks off, or is not framed as its header says") from error
     return bytes(data)
 
 
-async def read_json(request: web.Request) -> dict[str, Any]:
+async def read_json(request: web.Request, most: int = JSON_BYTES) -> dict[str, Any]:
     """A request's body as a JSON object. Raises Refused."""
     try:
-        found = json.loads(await read(request, JSON_BYTES))
+        found = json.loads(await read(request, most))
     except (ValueError, RecursionError) as error:
         raise Refused(422, "json", "body: is not JSON") from error
     if not isinstance(found, dict):
@@ -54,15 +62,22 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     return found
 
 
-def check_prompt(prompt: Any) -> str | None:
-    """A prompt in normal form. Raises Refused."""
-    if prompt is None or prompt == "":
-        return None
-    if not isinstance(prompt, str) or len(prompt) > PROMPT_CHARACTERS:
-        raise Refused(422, "prompt", f"prompt: must be text of at most {PROMPT_CHARACTERS} characters")
-    if any(unicodedata.category(one) in ("Cc", "Cs") for one in prompt):
-        raise Refused(422, "prompt", "prompt: has control characters")
-    return unicodedata.normalize("NFC", prompt)
+def check_text(text: Any, what: str) -> str:
+    """Text in normal form, "" where there is none. Raises Refused or guard.Refused."""
+    if not isinstance(text, str | None):
+        raise Refused(422, what, f"{what}: must be text")
+    try:
+        return guard.clean_text(text or "")
+    except guard.Refused as refusal:
+        raise guard.Refused(refusal.name, f"{what}: {refusal}") from refusal
+
+
+def _video(call: Call) -> web.StreamResponse:
+    """A call's recording. Raises Refused (404)."""
+    if call.record is None or not call.record.exists():
+        reason = "is there when the session has ended" if call.state != "ended" else "none was made, or it is deleted"
+        raise Refused(404, "record", f"recording: {reason}")
+    return web.FileResponse(call.record, headers={"Content-Type": "video/mp4"})
 
 
 class Routes:
@@ -136,7 +151,9 @@ class Routes:
     async def portraits(self, request: web.Request) -> web.Response:
         """GET /v1/portraits"""
         form = self._desk.studio.form
-        about = {"audio_hz": form.audio_hz, "fps": form.fps, "block_ms": round(1e3 * form.block_s)}
+        talk = self._desk.talk
+        text = "none" if talk is None else "answered" if talk.chat else "said"
+        about = {"audio_hz": form.audio_hz, "fps": form.fps, "block_ms": round(1e3 * form.block_s), "text": text}
         return web.json_response({"portraits": list(self._gallery.pictures), **about})
 
     async def portrait(self, request: web.Request) -> web.Response:
@@ -153,8 +170,6 @@ class Routes:
                 image = base64.b64decode(data, validate=True)
             except (binascii.Error, ValueError, TypeError) as error:
                 raise Refused(422, "portrait", "portrait_base64: is not base64") from error
-            if len(image) > decode.PORTRAIT_BYTES:
-                raise Refused(413, "too large", f"portrait: at most {decode.PORTRAIT_BYTES} bytes")
             name = hashlib.sha256(image).hexdigest()
             return Look(name, await self._desk.portrait(image), prompt)
         name = named or next(iter(self._gallery.pictures))
@@ -162,15 +177,21 @@ class Routes:
             raise Refused(422, "portrait", "portrait: none of that name; GET /v1/portraits lists them")
         return Look(name, self._gallery.pictures[name], prompt)
 
-    async def open(self, request: web.Request) -> web.Response:
-        """POST /v1/sessions"""
-        asked = await read_json(request)
+    def _agreed(self, asked: dict[str, Any], request: web.Request) -> str | None:
+        """The prompt of what may begin: there is consent, and it is not too much for one token. Raises Refused."""
         if asked.get("consent") is not True:
             raise Refused(422, "consent", "consent: must be true; whoever is shown must have agreed")
-        prompt = self._desk.studio.check_prompt(check_prompt(asked.get("prompt")))
+        prompt = self._desk.studio.check_prompt(check_text(asked.get("prompt"), "prompt") or None)
         wait_s = self._opened.wait_s(request[door.OWNER], 1, self._desk.now())
         if wait_s:
             raise Refused(429, "rate", "sessions: too many a minute", **{"Retry-After": str(int(wait_s) + 1)})
+        return prompt
+
+    async def open(self, request: web.Request) -> web.Response:
+        """POST /v1/sessions"""
+        asked = await read_json(request)
+        self._desk.check_room()  # before anything is decoded
+        prompt = self._agreed(asked, request)
         call = self._desk.open(request[door.OWNER], await self._look(asked, prompt), keep=asked.get("record") is True)
         token, ends_s = self._keys.issue(call.name)
         path = f"/v1/sessions/{call.name}"
@@ -187,13 +208,15 @@ class Routes:
     async def change(self, request: web.Request) -> web.Response:
         """PATCH /v1/sessions/{call}"""
         call = self._uploading(request)
-        asked = await read_json(request)
-        prompt = self._desk.studio.check_prompt(check_prompt(asked.get("prompt", call.look.prompt)))
-        if "portrait" in asked or "portrait_base64" in asked:
-            look = await self._look(asked, prompt)
-        else:
-            look = Look(call.look.name, call.look.portrait, prompt)
-        await self._desk.change(call, look)
+        async with call.uploading:
+            asked = await read_json(request)
+            said = check_text(asked.get("prompt", call.look.prompt), "prompt")
+            prompt = self._desk.studio.check_prompt(said or None)
+            if "portrait" in asked or "portrait_base64" in asked:
+                look = await self._look(asked, prompt)
+            else:
+                look = Look(call.look.name, call.look.portrait, prompt)
+            await self._desk.change(call, look)
         return web.json_response(call.status())
 
     async def close(self, request: web.Request) -> web.Response:
@@ -226,26 +249,102 @@ class Routes:
         call.interrupt()
         return web.json_response(call.status())
 
+    async def _samples(self, request: web.Request) -> np.ndarray:
+        data = await read(request, guard.SOUND_BYTES)
+        return decode.pcm16(data) if request.content_type == "audio/pcm" else await self._desk.sound(data)
+
     async def speech(self, request: web.Request) -> web.Response:
         """POST /v1/sessions/{call}/speech"""
         call = self._uploading(request)
-        data = await read(request, decode.SOUND_BYTES)
-        if request.content_type == "audio/pcm":
-            samples = decode.pcm16(data)
-        else:
-            samples = await self._desk.sound(data)
-        call.say(samples)
+        async with call.uploading:
+            samples = await self._samples(request)
+            call.say(samples)
         return web.json_response({**call.status(), "seconds": round(samples.size / call.form.audio_hz, 3)})
+
+    async def text(self, request: web.Request) -> web.Response:
+        """POST /v1/sessions/{call}/text"""
+        call = self._uploading(request)
+        if not call.speaks:
+            raise Refused(501, "voice", "text: this server has no voice; start it with --voice")
+        said = check_text((await read_json(request, TEXT_BYTES)).get("text"), "text")
+        if not said:
+            raise Refused(422, "text", "text: is missing; give what is to be said")
+        try:
+            self._live(request).type(said)  # it may have ended meanwhile
+        except InputError as error:
+            raise Refused(429, "busy", f"text: {error}", **{"Retry-After": "5"}) from error
+        return web.json_response(call.status())
 
     async def record(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/sessions/{call}/record.mp4"""
-        call = self._call(request)
-        if call.record is None or not call.record.exists():
-            reason = (
-                "is there when the session has ended" if call.state != "ended" else "none was made, or it is deleted"
-            )
-            raise Refused(404, "record", f"recording: {reason}")
-        return web.FileResponse(call.record, headers={"Content-Type": "video/mp4"})
+        return _video(self._call(request))
+
+    def _job(self, request: web.Request) -> Job:
+        job = self._desk.jobs.all.get(request.match_info["job"])
+        if job is None:
+            raise Refused(404, "gone", "job: not there any more")
+        if job.owner != request[door.OWNER]:
+            raise Denied(403, "job: of another caller")
+        return job
+
+    async def order(self, request: web.Request) -> web.Response:
+        """POST /v1/jobs"""
+        if not self._desk.keeps:
+            raise Refused(501, "jobs", "jobs: this server keeps no recordings; start it with --workdir")
+        asked = await read_json(request)
+        prompt = self._agreed(asked, request)
+        text = check_text(asked.get("text"), "text")
+        if text and self._desk.talk is None:
+            raise Refused(501, "voice", "text: this server has no voice; start it with --voice")
+        if self._desk.jobs.full or self._desk.draining:
+            raise Busy("jobs: too many wait")
+        look = await self._look(asked, prompt)
+        samples = await self._spoken(text) if text else None
+        job = self._desk.jobs.open(request[door.OWNER], look)
+        if samples is not None:
+            self._desk.jobs.hear(job, samples)
+        return web.json_response(job.status(), status=201, headers={"Location": f"/v1/jobs/{job.name}"})
+
+    async def _spoken(self, text: str) -> np.ndarray:
+        try:
+            samples = await self._desk.spoken(text)
+        except guard.Refused:
+            raise
+        except InputError as error:  # what a service says is not the caller's
+            logging.warning("a text could not be said: %s", error)
+            raise Refused(502, "voice", "text: could not be said; the server's log says why") from error
+        if not samples.size:
+            raise Refused(422, "empty", "text: has nothing that can be said")
+        return samples
+
+    async def job_speech(self, request: web.Request) -> web.Response:
+        """PUT /v1/jobs/{job}/speech"""
+        job = self._job(request)
+        job.due_s = max(job.due_s, self._desk.now() + BODY_S)  # it is coming
+        samples = await self._samples(request)
+        if job.state != "open":
+            raise Refused(409, "state", f"job: is {job.state} and takes no speech")
+        if not samples.size:
+            raise Refused(422, "empty", "speech: holds no sound")
+        self._desk.jobs.hear(job, samples)
+        return web.json_response(job.status())
+
+    async def job_status(self, request: web.Request) -> web.Response:
+        """GET /v1/jobs/{job}"""
+        return web.json_response(self._job(request).status())
+
+    async def job_result(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/jobs/{job}/result.mp4"""
+        job = self._job(request)
+        if job.state != "done" or job.call is None:
+            raise Refused(404, "record", f"result: is not there, the job is {job.state}")
+        return _video(job.call)
+
+    async def job_end(self, request: web.Request) -> web.Response:
+        """DELETE /v1/jobs/{job}"""
+        job = self._job(request)
+        await self._desk.jobs.end(job, "deleted")
+        return web.json_response(job.status())
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/sessions/{call}/stream"""
@@ -265,12 +364,18 @@ def make_app(desk: Desk, keys: Keys, gallery: Gallery, *, origins: tuple[str, ..
     app.router.add_get("/v1/portraits", routes.portraits)
     app.router.add_get("/v1/portraits/{name}", routes.portrait)
     app.router.add_post("/v1/sessions", routes.open)
+    app.router.add_post("/v1/jobs", routes.order)
+    app.router.add_put(f"{JOB}/speech", routes.job_speech)
+    app.router.add_get(JOB, routes.job_status)
+    app.router.add_get(f"{JOB}/result.mp4", routes.job_result)
+    app.router.add_delete(JOB, routes.job_end)
     app.router.add_get(CALL, routes.status)
     app.router.add_patch(CALL, routes.change)
     app.router.add_delete(CALL, routes.close)
     app.router.add_post(f"{CALL}/token", routes.renew)
     app.router.add_post(f"{CALL}/interrupt", routes.interrupt)
     app.router.add_post(f"{CALL}/speech", routes.speech)
+    app.router.add_post(f"{CALL}/text", routes.text)
     app.router.add_get(f"{CALL}/record.mp4", routes.record)
     app.router.add_get(f"{CALL}/stream", routes.stream)
     return app

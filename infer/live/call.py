@@ -16,8 +16,9 @@ from infer.live.encode import Encoder, Fragment, Retouch
 from infer.live.keys import Bucket
 from infer.live.line import Line
 from infer.live.pace import Pace
-from infer.live.record import Recording
+from infer.live.record import Recording, Sign
 from infer.live.stage import Form, Framed, Part
+from infer.live.tongue import Talk, Tongue
 from infer.live.viewer import Viewer
 
 LEAD_S = 0.16  # media sent before it is due
@@ -32,6 +33,7 @@ class Limits:
     seats: int = 1
     queue: int = 8  # calls that may wait for a seat
     queue_s: float = 300.0  # how long each
+    jobs: int = 4  # jobs that may wait
     connect_s: float = 20.0  # for the first connection
     resume_s: float = 20.0  # for the next one after one was lost
     idle_s: float = 180.0  # without a sound
@@ -55,7 +57,7 @@ class Look:
 
 
 class Call:
-    """A call from its creation to its end; all methods belong to the event loop's thread.
+    """A call from its creation to its end; all methods but `say` belong to the event loop's thread.
 
     Args:
       name: made by the server.
@@ -66,6 +68,8 @@ class Call:
       pool: threads that encode.
       folder: of its recording; None for none.
       retouch: of every frame before it is encoded.
+      sign: of the finished recording.
+      talk: makes what says typed text; None: nothing does.
       now: the clock.
     """
 
@@ -80,12 +84,15 @@ class Call:
         pool: concurrent.futures.Executor,
         folder: Path | None = None,
         retouch: Retouch | None = None,
+        sign: Sign | None = None,
+        talk: Talk | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
         self.name, self.owner, self.look, self.form, self.limits = name, owner, look, form, limits
         self._pool, self._now = pool, now
         # A block, and what a packet may be late; so the sound of an overloaded call is never older than two blocks.
         self.line = Line(audio_hz=form.audio_hz, live_s=2 * form.block_s, speech_s=limits.speech_s)
+        self._tongue = Tongue(talk, self.line, self.say, self._mute) if talk else None
         self.state, self.reason, self.position = "queued", "waiting for a free seat", 0
         self.created_s = self.contact_s = self.sound_s = self.since_s = now()
         self.joining: concurrent.futures.Future | None = None  # of its part, from the stage
@@ -95,8 +102,10 @@ class Call:
         self._encoder = Encoder(
             height=form.height, width=form.width, fps=form.fps, audio_hz=form.audio_hz, retouch=retouch
         )
-        self._recording = Recording(folder, name) if folder else None
+        self._recording = Recording(folder, name, sign) if folder else None
         self.record: Path | None = None  # once it is finished
+        self.signed: dict[str, Any] = {}  # what its signature says
+        self.uploading = asyncio.Lock()  # one after the other: a call takes no more than its share of the decoders
         self.uploads = Bucket(limits.uploads_a_minute / 60, limits.uploads_a_minute)
         self._pump: asyncio.Task | None = None
         self._encoding = threading.Lock()  # a frame may still be encoded when the call ends
@@ -116,9 +125,26 @@ class Call:
         self.sound_s = self._now()
         self.line.say(samples)
 
+    @property
+    def speaks(self) -> bool:
+        """Whether it can say typed text."""
+        return self._tongue is not None
+
+    def type(self, text: str) -> None:
+        """Typed text to be said, or answered. Raises InputError if too many texts wait."""
+        self.sound_s = self._now()
+        if self._tongue:
+            self._tongue.take(text)
+
+    def _mute(self) -> None:
+        if self.viewer:
+            self.viewer.event({"type": "voice", "reason": "a text could not be said; the server's log says why"})
+
     def interrupt(self) -> None:
         """Empties every queue, the player's included."""
         self.sound_s = self._now()
+        if self._tongue:
+            self._tongue.cancel()  # first: it fills the line
         self.line.clear()
         self._cut()
         if self.viewer:
@@ -195,12 +221,15 @@ class Call:
             self.viewer.close()
 
     def _finish(self) -> None:
+        if self._tongue:
+            self._tongue.close()
+        self.line.clear()  # ended calls are remembered, what they held is not
         with self._encoding:
             self._encoder.close()
             recording, self._recording = self._recording, None
         if recording:
             try:
-                recording.close()
+                self.signed = recording.close()
                 self.record = recording.path if recording.path.exists() else None
             except (OSError, ValueError):
                 logging.exception("the recording of a call could not be finished")

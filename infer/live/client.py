@@ -4,14 +4,18 @@ async with Client("http://127.0.0.1:8000", token) as client:
     call = await client.open(portrait="Ada", consent=True, record=True)
     async with client.connect(call) as stream:
         await stream.say(samples)                    # float32 at call.audio_hz, to its end
+        await stream.type("Good morning.")           # where the server has a voice
         async for event in stream:                   # dicts; media as {"type": "data", "data": bytes}
             ...
     data = await client.record(call)
+    data = await client.make(portrait="Ada", consent=True, speech=Path("speech.wav"))
 """
 
+import asyncio
 import base64
 import contextlib
 import dataclasses
+import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +23,8 @@ from typing import Any, Self
 
 import aiohttp
 import numpy as np
+
+WAIT_S = 0.2  # between two looks at a job
 
 
 class Answer(Exception):
@@ -46,6 +52,18 @@ def to_pcm16(samples: np.ndarray) -> bytes:
     return (np.clip(samples, -1.0, 1.0) * 32767).astype("<i2").tobytes()
 
 
+def _asked(consent: bool, portrait: str | Path | None, prompt: str | None) -> dict[str, Any]:
+    """What is shown, as the server is asked for it."""
+    asked: dict[str, Any] = {"consent": consent}
+    if prompt:
+        asked["prompt"] = prompt
+    if isinstance(portrait, Path):
+        asked["portrait_base64"] = base64.b64encode(portrait.read_bytes()).decode()
+    elif portrait:
+        asked["portrait"] = portrait
+    return asked
+
+
 class Stream:
     """A call's connection; iterate over it for what comes."""
 
@@ -60,6 +78,10 @@ class Stream:
         """Speech [n], all at once; it is spoken to its end."""
         headers = {"Content-Type": "audio/pcm"}
         await self._client.ask("POST", self._call, "/speech", data=to_pcm16(samples), headers=headers)
+
+    async def type(self, text: str) -> None:
+        """Text, which the server's voice says, or its model answers. Raises Answer (501 without a voice)."""
+        await self._client.ask("POST", self._call, "/text", json={"text": text})
 
     async def interrupt(self) -> None:
         """Empties every queue."""
@@ -124,13 +146,7 @@ class Client:
           prompt: for models that read text.
           record: whether a recording is kept.
         """
-        asked: dict[str, Any] = {"consent": consent, "record": record}
-        if prompt:
-            asked["prompt"] = prompt
-        if isinstance(portrait, Path):
-            asked["portrait_base64"] = base64.b64encode(portrait.read_bytes()).decode()
-        elif portrait:
-            asked["portrait"] = portrait
+        asked = _asked(consent, portrait, prompt) | {"record": record}
         house = await (await self._ask("GET", "/v1/portraits", self._token)).json()
         about = await (await self._ask("POST", "/v1/sessions", self._token, json=asked)).json()
         known = about | house  # both have `fps`: what goes out now, and what the pictures are made for
@@ -144,6 +160,37 @@ class Client:
         headers, path = {"Authorization": f"Bearer {call.token}"}, f"/v1/sessions/{call.id}/stream"
         async with self._http.ws_connect(self._server + path, headers=headers, max_msg_size=2**24) as socket:
             yield Stream(self, call, socket)
+
+    async def make(
+        self,
+        *,
+        consent: bool,
+        speech: Path | None = None,
+        text: str | None = None,
+        portrait: str | Path | None = None,
+        prompt: str | None = None,
+    ) -> bytes:
+        """A video, made offline when a seat is free: MP4. Raises Answer; RuntimeError if it fails.
+
+        Args:
+          consent: whoever is shown has agreed.
+          speech: a recording's path; or
+          text: what the server's voice says.
+          portrait: as in `open`.
+          prompt: for models that read text.
+        """
+        asked = _asked(consent, portrait, prompt) | ({"text": text} if text else {})
+        job = await (await self._ask("POST", "/v1/jobs", self._token, json=asked)).json()
+        own = f"/v1/jobs/{job['id']}"
+        if speech:
+            headers = {"Content-Type": "application/octet-stream"}
+            await self._ask("PUT", own + "/speech", self._token, data=io.BytesIO(speech.read_bytes()), headers=headers)
+        while job["state"] not in ("done", "failed"):
+            await asyncio.sleep(WAIT_S)
+            job = await (await self._ask("GET", own, self._token)).json()
+        if job["state"] == "failed":
+            raise RuntimeError(f"job: {job['reason']}")
+        return await (await self._ask("GET", own + "/result.mp4", self._token)).read()
 
     async def record(self, call: Opened) -> bytes:
         """The recording of a call that has ended. Raises Answer."""

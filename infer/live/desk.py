@@ -3,7 +3,7 @@
 import asyncio
 import collections
 import concurrent.futures
-import functools
+import contextlib
 import os
 import time
 import uuid
@@ -14,12 +14,16 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
+from avatar_jax.io import guard
+from avatar_jax.io.errors import InputError
 from infer.live import decode, record
 from infer.live.audit import Audit
 from infer.live.call import Call, Limits, Look
 from infer.live.encode import Retouch
 from infer.live.figures import Figures
+from infer.live.jobs import Jobs
 from infer.live.stage import Form, Stage
+from infer.live.tongue import Talk
 
 REAP_S = 0.25
 REMEMBERED = 1000  # ended calls whose state and recording can still be asked for
@@ -62,6 +66,8 @@ class Desk:
       audit: the log.
       folder: of recordings; None: none are made.
       retouch: for each call, what becomes of its frames before they are encoded.
+      sign: signs a finished recording.
+      talk: makes what says typed text.
       now: the clock.
     """
 
@@ -74,17 +80,22 @@ class Desk:
         audit: Audit,
         folder: Path | None,
         retouch: Callable[[str], Retouch | None] = lambda name: None,
+        sign: record.Sign | None = None,
+        talk: Talk | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
         self.studio, self.stage, self.limits, self.audit, self.figures = studio, stage, limits, audit, Figures(self)
-        self._folder, self._retouch, self.now = folder, retouch, now
+        self._folder, self._retouch, self._sign, self.now = folder, retouch, sign, now
+        self.talk = talk
         self.calls: dict[str, Call] = {}
         self.active: dict[str, Call] = {}
         self.queue: collections.deque[Call] = collections.deque()
+        self.uploads = decode.Uploads()
         self._encoders = concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2), "encode")
         self.workers = concurrent.futures.ThreadPoolExecutor(2, "prepare")
         self._tasks: set[asyncio.Task] = set()
         self.draining = False
+        self.jobs = Jobs(self)
 
     # in and out
 
@@ -96,11 +107,7 @@ class Desk:
           look: what it shows.
           keep: whether it is recorded.
         """
-        if self.draining:
-            raise Busy("the server is about to end")
-        if not self._free and not self._parked and len(self.queue) >= self.limits.queue:
-            self.figures.refused.inc()
-            raise Busy(f"all {self.limits.seats} seats and {self.limits.queue} places in the queue are taken")
+        self.check_room()
         name = uuid.uuid4().hex
         folder = self._folder if keep else None
         call = Call(
@@ -112,6 +119,8 @@ class Desk:
             pool=self._encoders,
             folder=folder,
             retouch=self._retouch(name),
+            sign=self._sign,
+            talk=self.talk,
             now=self.now,
         )
         self.calls[name] = call
@@ -120,6 +129,14 @@ class Desk:
         self.audit.note("opened", call=name, owner=owner, portrait=look.name, consent=True, record=bool(folder))
         self.admit()
         return call
+
+    def check_room(self) -> None:
+        """Raises Busy where a new call would neither get a seat nor a place in the queue."""
+        if self.draining:
+            raise Busy("the server is about to end")
+        if not self._free and not self._parked and len(self.queue) >= self.limits.queue:
+            self.figures.refused.inc()
+            raise Busy(f"all {self.limits.seats} seats and {self.limits.queue} places in the queue are taken")
 
     @property
     def _free(self) -> int:
@@ -135,6 +152,11 @@ class Desk:
     def free(self) -> int:
         """Seats that a new call would get at once."""
         return 0 if self.draining or self.queue else self._free + len(self._parked)
+
+    @property
+    def idle_seats(self) -> int:
+        """Seats that nobody has and nobody waits for."""
+        return 0 if self.draining or self.queue else self._free
 
     def admit(self) -> None:
         """Seats for those who wait, in their order; whoever has left one loses it."""
@@ -164,7 +186,7 @@ class Desk:
             if self.active.get(call.name) is not call or call.part:
                 return
             joining = call.joining = self.stage.ask(
-                self.stage.join, avatar, call.line, call.form, ahead=self.limits.ahead
+                self.stage.join, avatar, call.line, call.form, ahead=self.limits.ahead, playing=False
             )
             part = await asyncio.wrap_future(joining)
         except Exception as error:  # a portrait or prompt that the model refuses, a lost device
@@ -204,7 +226,7 @@ class Desk:
         await call.end(reason)
         seconds = round(call.pace.frames / call.form.fps, 2)
         self.figures.over(call)
-        self.audit.note("ended", call=call.name, owner=call.owner, reason=reason, seconds=seconds)
+        self.audit.note("ended", call=call.name, owner=call.owner, reason=reason, seconds=seconds, **call.signed)
         self.admit()
         while len(self.calls) > REMEMBERED:
             old = next((name for name, one in self.calls.items() if one.state == "ended"), None)
@@ -213,15 +235,39 @@ class Desk:
             del self.calls[old]
 
     async def portrait(self, data: bytes) -> np.ndarray:
-        """A portrait of the model's size from an upload. Raises InputError."""
+        """A portrait of the model's size from an upload. Raises guard.Refused, decode.Crowded."""
         form = self.studio.form
-        job = functools.partial(decode.portrait, data, height=form.height, width=form.width)
-        return await asyncio.get_running_loop().run_in_executor(self.workers, job)
+        return await self.uploads.portrait(data, height=form.height, width=form.width)
 
     async def sound(self, data: bytes) -> np.ndarray:
-        """Speech at the model's rate from an upload. Raises InputError."""
-        job = functools.partial(decode.sound, data, audio_hz=self.studio.form.audio_hz, seconds=self.limits.speech_s)
-        return await asyncio.get_running_loop().run_in_executor(self.workers, job)
+        """Speech at the model's rate from an upload. Raises guard.Refused, decode.Crowded."""
+        return await self.uploads.sound(data, audio_hz=self.studio.form.audio_hz, seconds=self.limits.speech_s)
+
+    async def spoken(self, text: str) -> np.ndarray:
+        """A text in the voice, float32 [n], whole. Raises InputError where it does not speak, guard.Refused."""
+        if self.talk is None:
+            raise InputError("there is no voice")
+        voice, most, pieces = self.talk.voice(), self.limits.speech_s, [np.zeros(0, np.float32)]
+
+        def say() -> None:
+            seconds = 0.0
+            with contextlib.closing(voice.say(text)) as said:  # type: ignore[type-var]
+                for piece in said:
+                    pieces.append(piece)
+                    seconds += piece.size / self.studio.form.audio_hz
+                    if seconds > most:
+                        raise guard.Refused("too_long", f"text: becomes longer than {most:.0f} s; send it in parts")
+
+        try:
+            await asyncio.to_thread(say)
+        finally:
+            voice.close()
+        return np.concatenate(pieces)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether recordings are kept."""
+        return self._folder is not None
 
     # time
 
@@ -236,7 +282,7 @@ class Desk:
             return "the connection did not come back" if came else "nobody connected"
         if call.state == "queued":
             return "waited too long for a seat" if now_s - call.since_s > limits.queue_s else ""
-        if now_s - max(call.sound_s, call.since_s) > limits.idle_s:
+        if now_s - max(call.sound_s, call.since_s) > limits.idle_s and not call.line.waiting_s:
             return f"no sound for {limits.idle_s:.0f} s"
         return f"{limits.call_s:.0f} s are the most a call may last" if now_s - call.created_s > limits.call_s else ""
 
@@ -275,10 +321,11 @@ class Desk:
         """Begins to watch; in the event loop."""
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for path in record.mend(self._folder):
+            for path in record.mend(self._folder, self._sign):
                 self.audit.note("recording mended", call=path.stem)
         self.stage.start()
         self._spawn(self.watch())
+        self._spawn(self.jobs.watch())
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -300,5 +347,6 @@ class Desk:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.stage.stop()
+        self.uploads.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
         self._encoders.shutdown()

@@ -7,7 +7,9 @@ from urllib.parse import urlsplit
 from absl import logging
 from aiohttp import web
 
-from infer.live.desk import Busy, Desk
+from avatar_jax.io import guard
+from infer.live.decode import Crowded
+from infer.live.desk import RETRY_S, Busy, Desk
 from infer.live.keys import Denied, Keys
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -89,6 +91,10 @@ def make_middleware(keys: Keys, desk: Desk, origins: tuple[str, ...], sign_in: C
             response = error.answer()
         except Busy as error:
             response = Refused(503, "busy", error.reason, **{"Retry-After": str(error.retry_s)}).answer()
+        except Crowded as error:
+            response = Refused(429, "busy", str(error), **{"Retry-After": str(RETRY_S)}).answer()
+        except guard.Refused as error:
+            response = Refused(413 if error.name == "too_large" else 422, error.name, str(error)).answer()
         except web.HTTPException as error:
             response = Refused(error.status, "http", error.reason).answer()
         except ValueError as error:  # bad input, found wherever it was looked at
@@ -103,7 +109,7 @@ def make_middleware(keys: Keys, desk: Desk, origins: tuple[str, ...], sign_in: C
                     {
                         "Access-Control-Allow-Origin": foreign,
                         "Access-Control-Allow-Headers": "Authorization, Content-Type",
-                        "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
+                        "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
                         "Vary": "Origin",
                     }
                 )

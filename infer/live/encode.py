@@ -18,6 +18,7 @@ OPTIONS = {"preset": "veryfast", "tune": "zerolatency", "crf": "21", "threads": 
 MUXER = {"movflags": "frag_every_frame+delay_moov+default_base_moof"}  # describes the tracks, no more
 FRAME_UNITS = 512  # of a frame in its track's time
 PICTURES, SOUND = 1, 2  # numbers of the tracks
+DISPLAY_SIZE = 384  # pixels of the shorter side up to which small frames are enlarged
 Retouch = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -26,6 +27,12 @@ class Fragment(NamedTuple):
 
     data: bytes
     key: bool  # a player that has the initialisation segment can begin here
+
+
+def shown_size(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a call's stream, whose frames are enlarged by a whole factor where they are small."""
+    factor = upscale_factor(height, width, DISPLAY_SIZE)
+    return height * factor, width * factor
 
 
 class _Sink:
@@ -63,7 +70,7 @@ class Encoder:
         fps: int,
         audio_hz: int,
         retouch: Retouch | None = None,
-        display_size: int = 384,
+        display_size: int = DISPLAY_SIZE,
     ):
         import av
         from av.video.frame import PictureType
@@ -75,11 +82,11 @@ class Encoder:
         self._container: Any = av.open(
             self._sink, "w", format="mp4", options=MUXER | {"video_track_timescale": str(FRAME_UNITS * fps)}
         )
-        self._video = add_pictures(self._container, "libx264", self.size, fps=fps, options=OPTIONS)
+        self._video: Any = add_pictures(self._container, "libx264", self.size, fps=fps, options=OPTIONS)
         self._audio: Any = self._container.add_stream("libopus", rate=SOUND_HZ, layout="mono")
         self._audio.bit_rate = SOUND_BITS // 2  # 16 kHz of band
         self._audio.options = {"application": "audio", "frame_duration": "20"}
-        self._resample = av.AudioResampler(format="flt", layout="mono", rate=SOUND_HZ)
+        self._resample: Any = av.AudioResampler(format="flt", layout="mono", rate=SOUND_HZ)
         self._sound_type, self._intra = av.AudioFrame, PictureType.I
         self.init, self._wants_key = b"", False
         self._held: list[list[boxes.Run]] = []  # frames before it is known
@@ -144,5 +151,8 @@ class Encoder:
             self.init = data[: header[1].end]
 
     def close(self) -> None:
-        """Ends the stream; Opus keeps the last 6 ms of sound."""
-        self._container.close()
+        """Ends the stream; Opus keeps the last 6 ms of sound. What a call held of codecs goes, as ended calls stay."""
+        if self._container is not None:
+            self._container.close()
+        self._container = self._video = self._audio = self._resample = None
+        self._held, self._retouch = [], lambda frame, number: frame

@@ -6,12 +6,29 @@ far as it goes.
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from absl import logging
 
 from avatar_jax.io.video import remux
 from infer.live.encode import Fragment
 
 LIVE, DONE = ".live.mp4", ".mp4"
+Sign = Callable[[Path], dict[str, Any]]  # signs a finished file, and says what there is to keep of it
+
+
+def _finish(live: Path, final: Path, sign: Sign | None) -> dict[str, Any]:
+    """A recording under its final name, signed; one that cannot be signed is kept as it is."""
+    part = final.with_suffix(".part")
+    remux(live, part)
+    os.replace(part, final)
+    try:
+        return sign(final) if sign else {}
+    except (OSError, ValueError) as error:
+        logging.warning("a recording is kept without its signature: %s", error)
+        return {"c2pa": "failed"}
 
 
 class Recording:
@@ -20,9 +37,11 @@ class Recording:
     Args:
       folder: it lies in.
       name: of the session, made by the server.
+      sign: signs it when it is finished.
     """
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, folder: Path, name: str, sign: Sign | None = None):
+        self._sign = sign
         folder.mkdir(parents=True, exist_ok=True)
         self._live, self.path = folder / (name + LIVE), folder / (name + DONE)
         self._file = self._live.open("wb", buffering=0)
@@ -36,14 +55,12 @@ class Recording:
         self._begun = True
         self._file.write(head + b"".join(fragment.data for fragment in fragments))
 
-    def close(self) -> None:
-        """Finishes the file under its final name; an empty one goes."""
+    def close(self) -> dict[str, Any]:
+        """Finishes the file under its final name; an empty one goes. What its signature says."""
         self._file.close()
-        if self._begun:
-            part = self.path.with_suffix(".part")
-            remux(self._live, part)
-            os.replace(part, self.path)
+        said = _finish(self._live, self.path, self._sign) if self._begun else {}
         self._live.unlink()
+        return said
 
 
 def _cut(path: Path) -> bool:
@@ -63,14 +80,13 @@ def _cut(path: Path) -> bool:
     return whole > 0
 
 
-def mend(folder: Path) -> list[Path]:
+def mend(folder: Path, sign: Sign | None = None) -> list[Path]:
     """Finishes the recordings that a killed process left; returns them."""
     mended = []
     for live in sorted(folder.glob("*" + LIVE)):
         final = live.with_name(live.name.removesuffix(LIVE) + DONE)
         if _cut(live):
-            remux(live, final.with_suffix(".part"))
-            os.replace(final.with_suffix(".part"), final)
+            _finish(live, final, sign)
             mended.append(final)
         live.unlink()
     return mended

@@ -163,9 +163,10 @@ class Stage:
         self._thread = threading.Thread(target=self._run, name="stage", daemon=True)
         self.failed: BaseException | None = None
 
-    def join(self, avatar: Any, line: Line, form: Form, *, ahead: int) -> Part:
-        """A part for a new call; on the stage's thread."""
+    def join(self, avatar: Any, line: Line, form: Form, *, ahead: int, playing: bool = True) -> Part:
+        """A part for a new call, which is fed at once if it is `playing`; on the stage's thread."""
         part = Part(self._hall.join(avatar), line, form, ahead=ahead)
+        part.playing = playing
         self._parts.append(part)
         return part
 

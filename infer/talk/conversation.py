@@ -13,20 +13,29 @@ from infer.talk.chat import Chat
 from infer.talk.voice import Voice
 
 WAITING = 8  # texts
+CLOSE_S = 2.0  # that an end waits for the thread; one that still connects to a service ends by itself
 
 
 class Conversation:
     """Says one text after the other in a thread of its own; a context manager."""
 
-    def __init__(self, voice: Voice, hear: Callable[[np.ndarray], None], *, chat: Chat | None = None) -> None:
+    def __init__(
+        self,
+        voice: Voice,
+        hear: Callable[[np.ndarray], None],
+        *,
+        chat: Chat | None = None,
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begins to wait for texts.
 
         Args:
           voice: what speaks.
           hear: takes mono float32 sound [n] at 16 kHz; it may block, and holds the voice back by it.
           chat: what answers `ask`.
+          failed: is told, on the conversation's thread, that a text could not be said; the log has the reason.
         """
-        self._voice, self._hear, self._chat = voice, hear, chat
+        self._voice, self._hear, self._chat, self._failed = voice, hear, chat, failed
         self._texts: collections.deque[Callable[[], Iterable[str]]] = collections.deque()
         self._turn, self._closed, self._busy = 0, False, False
         self._changed, self._hearing = threading.Condition(), threading.Lock()
@@ -41,7 +50,7 @@ class Conversation:
         """Says the model's answer to a text. Raises InputError without a model, or when too many texts wait."""
         chat = self._chat
         if chat is None:
-            raise InputError("there is no model to answer; name one with --chat_url and --chat_model")
+            raise InputError("there is no model to answer; name one with --chat and --chat_model")
         self._wait_in_line(lambda: chat.reply(text))
 
     def _wait_in_line(self, text: Callable[[], Iterable[str]]) -> None:
@@ -78,8 +87,10 @@ class Conversation:
                 text, turn, self._busy = self._texts.popleft(), self._turn, True
             try:
                 self._speak(text(), turn)
-            except InputError as error:  # a service that failed: this text is lost, the call goes on
-                logging.warning("%s", error)
+            except Exception as error:  # this text is lost, the call goes on
+                bug = None if isinstance(error, InputError) else error  # else a service that failed
+                logging.warning("a text could not be said: %s", error, exc_info=bug)
+                self._failed()
 
     def _pieces(self, texts: Iterable[str], turn: int) -> Iterator[np.ndarray]:
         for text in texts:
@@ -101,7 +112,7 @@ class Conversation:
             self._closed = True
             self._changed.notify_all()
         self.cancel()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
         self._voice.close()
 
     def __enter__(self) -> "Conversation":

@@ -44,6 +44,9 @@ class Endpoint:
         headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         connection = self._open = self._connect()
         try:
+            connection.connect()
+            if self._open is not connection:  # cancelled while nothing could be closed yet
+                return
             connection.request("POST", self._path + path, json.dumps(body).encode(), headers)
             answer = connection.getresponse()
             if answer.status != http.client.OK:

@@ -7,10 +7,16 @@ callback; a process can. The first line written is its sample rate.
 """
 
 import ctypes
+import resource
 import sys
 from pathlib import Path
 from typing import Any
 
+LIMITS = {
+    resource.RLIMIT_CPU: 30,
+    resource.RLIMIT_AS: 2**30,
+    resource.RLIMIT_FSIZE: 0,
+}  # s, bytes: texts are strangers'
 SYNCHRONOUS, UTF8, RATE, POSITION_CHARACTER = 2, 1, 1, 1  # of speak_lib.h
 
 
@@ -44,6 +50,8 @@ def speak(library: Any, text: str, write: Any) -> None:
 def main() -> None:
     """Speaks what comes on stdin."""
     library, audio_hz = load()
+    for kind, most in LIMITS.items():
+        resource.setrlimit(kind, (most, most))
     out = sys.stdout.buffer
     out.write(f"{audio_hz}\n".encode())
     out.flush()

@@ -15,7 +15,7 @@ from infer.talk.endpoint import Endpoint
 AUDIO_HZ = 16_000  # what every voice gives
 SPEECH_HZ = 24_000  # raw PCM of OpenAI's speech service
 PIECE_BYTES = 4096
-MISSING = "the bundled voice is not installed; pip install espeakng-loader, or name a service with --speech_url"
+MISSING = "the bundled voice is not installed; pip install espeakng-loader, or name a service with --voice"
 
 
 class Voice(Protocol):
@@ -32,6 +32,11 @@ class Voice(Protocol):
     def close(self) -> None:
         """Frees what the voice holds."""
         ...
+
+
+def installed() -> bool:
+    """Whether the bundled voice is there."""
+    return importlib.util.find_spec("espeakng_loader") is not None
 
 
 def resampled(pieces: Iterable[bytes], audio_hz: int) -> Iterator[np.ndarray]:
@@ -55,7 +60,7 @@ class Espeak:
 
     def __init__(self, *, voice: str = "en", words_a_minute: int = 160) -> None:
         """Raises InputError if the library is not installed."""
-        if importlib.util.find_spec("espeakng_loader") is None:
+        if not installed():
             raise InputError(MISSING)
         self._command = [sys.executable, "-m", "infer.talk.espeak", voice, str(words_a_minute)]
         self._process: subprocess.Popen[bytes] | None = None

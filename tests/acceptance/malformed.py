@@ -39,3 +39,22 @@ def seeds() -> dict[str, list[bytes]]:
         sound.append(file.getvalue())
     order = json.dumps({"consent": True, "portrait": "dark", "prompt": None, "record": False}).encode()
     return {"picture": picture, "sound": sound, "json": [order]}
+
+
+def framed(path: str, token: str, data: bytes, rng: random.Random) -> bytes:
+    """A request over HTTP/1.1, in parts, in chunks or by its length, with some of the usual damage."""
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {token}", "Connection: close"]
+    how = rng.randrange(3)
+    if rng.random() < 0.2:
+        head.append("Content-Encoding: gzip")
+    if how == 0:
+        head.append("Content-Type: multipart/form-data; boundary=part")
+        data = b'--part\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + data + b"\r\n--part--\r\n"
+    if how == 1:
+        head.append("Transfer-Encoding: chunked")
+        body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (data[:100], data[100:], b""))
+    else:
+        body, length = data, len(data) + rng.choice((0, 0, 1, -1, 1000, -len(data) - 1))
+        head.append(f"Content-Length: {length}")
+    start = "\r\n".join(head).encode() + b"\r\n\r\n"
+    return mutated(start + body[:400], rng) + body[400:] if rng.random() < 0.7 else start + mutated(body, rng)

@@ -5,8 +5,10 @@ python -m tests.acceptance.puppet FOLDER [SEATS]: prints `ready: URL`, serves un
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from infer import serve
@@ -16,7 +18,22 @@ from infer.live.call import Limits
 from infer.live.desk import Desk
 from infer.live.keys import Keys
 from infer.live.stage import Stage
-from tests.infer.live.house import GALLERY, TOKEN, Hall, Studio
+from infer.live.tongue import Talk
+from tests.infer.live.house import GALLERY, TOKEN, Hall, Studio, voice
+
+
+class Hum:
+    """A voice that hums a quarter of a second a text."""
+
+    def say(self, text: str) -> Iterator[np.ndarray]:
+        """One piece."""
+        yield voice(0.25)
+
+    def cancel(self) -> None:
+        """Nothing lasts."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def main() -> None:
@@ -29,9 +46,10 @@ def main() -> None:
     desk = Desk(
         Studio(),
         Stage(Hall(seats, draw_s=0.05), beat_s=0.0),
-        Limits(seats=seats, opened_a_minute=1e6),
+        Limits(seats=seats, opened_a_minute=1e6, uploads_a_minute=1e6, idle_s=1e6, call_s=1e6),
         audit=Audit(folder / "audit.jsonl"),
         folder=folder / "recordings",
+        talk=Talk(Hum),
     )
     asyncio.run(serve.serve(desk, apps.make_app(desk, Keys([TOKEN], ttl_s=600.0), GALLERY), TOKEN, None))
 

@@ -1,8 +1,8 @@
 """Live calls: who comes in, what happens under load, what is left after an end of any kind.
 
 These rows hold whatever the model is, so theirs costs nothing (`tests.infer.live.house`); test_live_browser.py has the
-rows that look at the embedded model through a browser. AVATAR_LIVE_CASES and AVATAR_LIVE_SOAK shorten the longest
-checks; what was run stands in its row.
+rows that look at the embedded model through a browser, test_live_uploads.py what strangers send. AVATAR_LIVE_SOAK
+shortens the longest check; what was run stands in its row.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import base64
 import functools
 import gc
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -27,11 +26,9 @@ from infer.live.line import Line
 from infer.live.pace import Pace
 from infer.live.stage import Stage
 from tests.acceptance import absent, report
-from tests.acceptance.malformed import mutated, seeds
 from tests.infer.live.house import FORM, TOKEN, Hall, House, eventually, now, opened, pcm, voice
 from tests.infer.live.test_server import ROUTES, look
 
-CASES = int(os.environ.get("AVATAR_LIVE_CASES", "10000"))
 SOAK_S = int(os.environ.get("AVATAR_LIVE_SOAK", "10000"))
 row = functools.partial(report.row, "live")
 
@@ -135,67 +132,6 @@ def test_many_clients():
     assert row(what, figure, bar, met and after[0] <= before[0] + 1 and after[1] <= before[1] + 4)
 
 
-async def broken(house: House, kind: str, good: list[bytes], about: dict, rng: random.Random) -> int:
-    """Sends one broken thing; the status."""
-    own, data = f"/v1/sessions/{about['id']}", mutated(rng.choice(good), rng)
-    if kind == "picture":
-        asked = {"portrait_base64": base64.b64encode(data).decode()}
-        return (await house.ask("PATCH", own, about["token"], json=asked))[0]
-    if kind == "sound":
-        status = (await house.ask("POST", own + "/speech", about["token"], data=data))[0]
-        house.desk.calls[about["id"]].line.clear()
-        return status
-    status, said, _ = await house.ask("POST", "/v1/sessions", data=data)
-    if status == 201:
-        await house.ask("DELETE", f"/v1/sessions/{said['id']}", said["token"])
-    return status
-
-
-def test_malformed():
-    """Uploads of all kinds and JSON through the routes, frames through WebSockets."""
-    rng, good = random.Random(0), seeds()
-
-    async def frame(house: House) -> int:
-        about = await house.open()
-        async with house.stream(about) as socket:
-            size = rng.randrange(1, 200)
-            if rng.random() < 0.5:
-                await socket.send_bytes(bytes(rng.randrange(256) for _ in range(size)))
-            else:
-                await socket.send_str("".join(chr(rng.randrange(1, 0xD800)) for _ in range(size)))
-        return (await house.ask("DELETE", f"/v1/sessions/{about['id']}", about["token"]))[0]
-
-    async def check(house: House) -> tuple:
-        about, statuses, alive, sizes = await house.open(), [], 0, []
-        async with house.stream(about) as socket:
-            hearing = asyncio.ensure_future(look(socket, lambda event: event["type"] == "ended"))
-            for k in range(CASES):
-                kind = ("picture", "sound", "json", "frame")[k % 4]
-                work = frame(house) if kind == "frame" else broken(house, kind, good[kind], about, rng)
-                statuses.append(await work)
-                if (k + 1) % (CASES // 20) == 0:
-                    call = house.desk.calls[about["id"]]
-                    shown = call.pace.frames
-                    await asyncio.sleep(0.5)
-                    alive += call.pace.frames > shown and call.state == "live"
-                    gc.collect()
-                    sizes.append(resident_mb())
-            await socket.send_str('{"type": "end"}')
-            await hearing
-        return sum(status >= 500 and status != 503 for status in statuses), alive, sizes, held()
-
-    before = held()
-    failed, alive, sizes, after = run(check, seats=2, queue=4, idle_s=1e6, seconds=7200.0)
-    drift = sizes[-1] - sizes[len(sizes) // 4]
-    figure = (
-        f"{CASES:,} sent, {failed} answered 5xx; a good call seen alive {alive} of 20 times; memory {drift:+.1f} MB "
-        f"over the last three quarters; threads {before[0]} then {after[0]} while serving"
-    )
-    bar = "no 5xx, no leaked worker, memory drift under 50 MB, a good session works throughout"
-    what = f"{CASES:,} malformed pictures, recordings, JSON bodies and WebSocket frames"
-    assert row(what, figure, bar, not failed and alive == 20 and drift < 50 and after[0] < before[0] + 16)
-
-
 def test_stalled_reader():
     async def check(house: House) -> tuple[float, float, int]:
         good, bad = await house.open(), await house.open()
@@ -280,11 +216,9 @@ class Puppet:
         self.running.communicate(timeout=60)
         return self.running.returncode
 
-    async def open(self, http: aiohttp.ClientSession) -> dict:
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        async with http.post(
-            self.url + "/v1/sessions", json={"consent": True, "record": True}, headers=headers
-        ) as answer:
+    async def open(self, http: aiohttp.ClientSession, *, record: bool = True) -> dict:
+        headers, asked = {"Authorization": f"Bearer {TOKEN}"}, {"consent": True, "record": record}
+        async with http.post(self.url + "/v1/sessions", json=asked, headers=headers) as answer:
             return await answer.json()
 
     def stream(self, http: aiohttp.ClientSession, about: dict):

@@ -64,6 +64,18 @@ def test_any_size_and_pieces_of_any_length(height: int, width: int):
     assert watermark.detect(grey(whole)).first == 1019
 
 
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (384, 384), (130, 77)])
+def test_the_host_marks_a_frame_as_the_devices_do(height: int, width: int):
+    frames = np.random.default_rng(1).integers(0, 256, (7, height, width, 3), dtype=np.uint8)
+    frames[:2], frames[2:4] = 0, 255  # nothing wraps round
+    expected, kept = marked(frames, 1021, payload=PAYLOAD), frames.copy()
+    mark = watermark.host_marker(height=height, width=width, payload=PAYLOAD)
+    found = np.stack([mark(frame, 1021 + number) for number, frame in enumerate(frames)])
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(frames, kept)
+    assert found.dtype == np.uint8
+
+
 def test_another_key_sees_nothing_and_so_does_an_unmarked_clip(clip: np.ndarray):
     frames = marked(clip, 0, key="mine")
     assert watermark.detect(grey(frames), "mine").payload == watermark.GENERATED

@@ -131,9 +131,14 @@ class House(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def opened(
-    folder: Path | None = None, *, draw_s: float = 0.01, ttl_s: float = 600.0, **given: Any
+    folder: Path | None = None,
+    *,
+    draw_s: float = 0.01,
+    ttl_s: float = 600.0,
+    desk_has: dict[str, Any] | None = None,
+    **given: Any,
 ) -> AsyncIterator[House]:
-    """A house with the given limits."""
+    """A house with the given limits; `desk_has`: more of what its desk is made with."""
     limits = Limits(**{"seats": 2, "opened_a_minute": 1e6, "uploads_a_minute": 1e6, **given})
     hall, keys = Hall(limits.seats, draw_s), Keys([TOKEN], ttl_s=ttl_s)
     desk = Desk(
@@ -142,6 +147,7 @@ async def opened(
         limits,
         audit=Audit(folder / "audit.jsonl" if folder else None),
         folder=folder / "recordings" if folder else None,
+        **(desk_has or {}),
     )
     server = TestServer(apps.make_app(desk, keys, GALLERY, origins=("https://friend.example",)))
     await server.start_server()

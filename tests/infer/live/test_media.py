@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -68,6 +69,17 @@ def test_retouching_sees_every_frame_at_the_size_that_is_shown():
 
     encoder, _ = encoded(3, retouch=retouch)
     assert seen == [((*encoder.size, 3), k) for k in range(3)] and encoder.size == (384, 384)
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_streams_that_have_ended_hold_no_codecs():
+    ended = [encoded(3)[0] for _ in range(3)]
+    before = resident_mb()
+    ended += [encoded(3)[0] for _ in range(12)]
+    assert resident_mb() - before < 20 and all(encoder.mime for encoder in ended)  # 5 MB each otherwise
 
 
 def test_a_call_without_a_frame_ends_without_one():
