@@ -102,7 +102,7 @@ class Call:
         self._encoding = threading.Lock()  # a frame may still be encoded when the call ends
         self._shown: list[float] = []  # times of the last frames
         self.first_frame_s: float | None = None
-        self.behind_s, self.dropped = 0.0, 0
+        self.behind_s, self.dropped, self._cuts = 0.0, 0, 0
 
     # what comes in
 
@@ -122,10 +122,11 @@ class Call:
         self.line.clear()
         self._cut()
         if self.viewer:
-            self.viewer.event({"type": "flush", "time": self._encoder.frames / self.form.fps})
+            self.viewer.event({"type": "flush", "time": self.pace.frames / self.form.fps})
 
     def _cut(self) -> None:
         """To the live edge: no frame that waits or is under way is shown any more."""
+        self._cuts += 1
         if self.part:
             self.part.cut()
         if self.viewer:
@@ -217,7 +218,12 @@ class Call:
                 continue
             self.pace.sent(now_s)
             self.behind_s = now_s - framed.heard_s
-            self._publish(await asyncio.shield(loop.run_in_executor(self._pool, self._encode, framed)), now_s)
+            cuts = self._cuts
+            fragments = await asyncio.shield(loop.run_in_executor(self._pool, self._encode, framed))
+            if cuts == self._cuts:
+                self._publish(fragments, now_s)
+            else:  # it is stale, and may have taken the key frame that the next one has to be
+                self._encoder.want_key()
 
     def _due(self, now_s: float) -> tuple[Framed | None, float]:
         """The next frame, if it may go out now; else how long to wait until the next look."""
