@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import binascii
+import functools
 import hashlib
 import json
 import secrets
 import unicodedata
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ PAGES = Path(__file__).parent
 PROMPT_CHARACTERS = 2000
 BODY_S = 60.0  # that an upload may take
 JSON_BYTES = decode.PORTRAIT_BYTES * 4 // 3 + 16384
+MANY_BYTES = 65536
 CALL = "/v1/sessions/{call}"
 
 
@@ -43,10 +46,15 @@ async def read(request: web.Request, most: int) -> bytes:
     return bytes(data)
 
 
+async def aside(job: Callable[[Any], Any], data: Any) -> Any:
+    """What a job makes of bytes; of many of them on a thread, because other calls' frames wait for the event loop."""
+    return await asyncio.to_thread(job, data) if len(data) > MANY_BYTES else job(data)
+
+
 async def read_json(request: web.Request) -> dict[str, Any]:
     """A request's body as a JSON object. Raises Refused."""
     try:
-        found = json.loads(await read(request, JSON_BYTES))
+        found = await aside(json.loads, await read(request, JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise Refused(422, "json", "body: is not JSON") from error
     if not isinstance(found, dict):
@@ -150,7 +158,7 @@ class Routes:
         named, data = asked.get("portrait"), asked.get("portrait_base64")
         if data is not None:
             try:
-                image = base64.b64decode(data, validate=True)
+                image = await aside(functools.partial(base64.b64decode, validate=True), data)
             except (binascii.Error, ValueError, TypeError) as error:
                 raise Refused(422, "portrait", "portrait_base64: is not base64") from error
             if len(image) > decode.PORTRAIT_BYTES:
@@ -231,7 +239,7 @@ class Routes:
         call = self._uploading(request)
         data = await read(request, decode.SOUND_BYTES)
         if request.content_type == "audio/pcm":
-            samples = decode.pcm16(data)
+            samples = await aside(decode.pcm16, data)
         else:
             samples = await self._desk.sound(data)
         call.say(samples)

@@ -64,6 +64,7 @@ class Call:
       form: of the blocks.
       limits: the server's.
       pool: threads that encode.
+      files: threads that finish recordings, which takes long; nobody's frames wait for it.
       folder: of its recording; None for none.
       retouch: of every frame before it is encoded.
       now: the clock.
@@ -78,12 +79,13 @@ class Call:
         limits: Limits,
         *,
         pool: concurrent.futures.Executor,
+        files: concurrent.futures.Executor,
         folder: Path | None = None,
         retouch: Retouch | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
         self.name, self.owner, self.look, self.form, self.limits = name, owner, look, form, limits
-        self._pool, self._now = pool, now
+        self._pool, self._files, self._now = pool, files, now
         # A block, and what a packet may be late; so the sound of an overloaded call is never older than two blocks.
         self.line = Line(audio_hz=form.audio_hz, live_s=2 * form.block_s, speech_s=limits.speech_s)
         self.state, self.reason, self.position = "queued", "waiting for a free seat", 0
@@ -190,7 +192,7 @@ class Call:
         if pump:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
-        await asyncio.get_running_loop().run_in_executor(self._pool, self._finish)
+        await asyncio.get_running_loop().run_in_executor(self._files, self._finish)
         if self.viewer:
             self.viewer.event({"type": "ended", "reason": reason, "record": self.record is not None})
             self.viewer.close()

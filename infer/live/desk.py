@@ -22,6 +22,7 @@ from infer.live.figures import Figures
 from infer.live.stage import Form, Stage
 
 REAP_S = 0.25
+SWEEP_S = 60.0  # how often old recordings are looked for
 REMEMBERED = 1000  # ended calls whose state and recording can still be asked for
 RETRY_S = 10  # what a caller is told who finds the queue full
 
@@ -85,6 +86,7 @@ class Desk:
         self.workers = concurrent.futures.ThreadPoolExecutor(2, "prepare")
         self._tasks: set[asyncio.Task] = set()
         self.draining = False
+        self._files = concurrent.futures.ThreadPoolExecutor(1, "files")
 
     # in and out
 
@@ -110,6 +112,7 @@ class Desk:
             self.studio.form,
             self.limits,
             pool=self._encoders,
+            files=self._files,
             folder=folder,
             retouch=self._retouch(name),
             now=self.now,
@@ -241,24 +244,37 @@ class Desk:
         return f"{limits.call_s:.0f} s are the most a call may last" if now_s - call.created_s > limits.call_s else ""
 
     async def reap(self) -> None:
-        """Ends what is overdue and deletes old recordings."""
+        """Ends what is overdue."""
         now_s = self.now()
         for call in list(self.calls.values()):
             reason = self._overdue(call, now_s)
             if reason:
                 await self.end(call, reason)
-        if self._folder and self._folder.is_dir():
-            for path in record.expire(self._folder, time.time() - self.limits.keep_s):
-                self.audit.note("recording deleted", call=path.stem)
         self.admit()
 
     async def watch(self) -> None:
         """Reaps, and tells every call its state, for ever."""
         while True:
             await asyncio.sleep(REAP_S)
-            await self.reap()
+            try:
+                await self.reap()
+            except Exception:  # whatever it was, others still have to be told and to go
+                logging.exception("the desk could not end what is overdue")
             for call in self.active.values():
                 call.tell()
+
+    async def sweep(self, folder: Path) -> None:
+        """Deletes old recordings, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                for path in await loop.run_in_executor(
+                    self._files, record.expire, folder, time.time() - self.limits.keep_s
+                ):
+                    self.audit.note("recording deleted", call=path.stem)
+            except OSError:
+                logging.exception("old recordings could not be deleted")
+            await asyncio.sleep(SWEEP_S)
 
     # start and end
 
@@ -277,6 +293,7 @@ class Desk:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in record.mend(self._folder):
                 self.audit.note("recording mended", call=path.stem)
+            self._spawn(self.sweep(self._folder))
         self.stage.start()
         self._spawn(self.watch())
 
@@ -302,3 +319,4 @@ class Desk:
         self.stage.stop()
         self.workers.shutdown(wait=False, cancel_futures=True)
         self._encoders.shutdown()
+        self._files.shutdown()
