@@ -22,6 +22,7 @@ from absl import flags, logging
 from avatar_jax.core import check
 from avatar_jax.io.errors import InputError
 from infer import door, order
+from infer.live import push
 from infer.live.call import Limits, Look
 
 FLAGS = flags.FLAGS
@@ -38,6 +39,7 @@ def define() -> None:
         "token", None, "Who may open sessions; also AVATAR_TOKEN. Several callers, several tokens."
     )
     flags.DEFINE_multi_string("origin", [], "Another site that may call, as https://example.org.")
+    flags.DEFINE_multi_string("push", [], "Where sessions may also go, as NAME=rtmp://...; they ask for a NAME.")
     flags.DEFINE_string("tls_cert", None, "Certificate chain (PEM); microphones need TLS away from localhost.")
     flags.DEFINE_string("tls_key", None, "Its private key.")
     flags.DEFINE_multi_string("image", None, "Portrait to choose from; the embedded ones if left out.")
@@ -138,6 +140,7 @@ def main() -> None:
     cfg, first = order.check_portrait(images[0], cfg)
     pictures = {Path(images[0]).stem: first}
     pictures |= {Path(image).stem: order.check_portrait(image, cfg)[1] for image in images[1:]}
+    pushes = push.targets(FLAGS.push)
     door.start_jax(FLAGS.compile_cache)
 
     from avatar_jax.stream.live import Live
@@ -165,6 +168,7 @@ def main() -> None:
     app = apps.make_app(
         calls, keys.Keys(tokens, ttl_s=FLAGS.session_ttl_s), studio.Gallery(pictures), origins=tuple(FLAGS.origin)
     )
+    calls.pushes = pushes
     asyncio.run(serve(calls, app, tokens[0], tls))
     log.close()
 

@@ -26,8 +26,13 @@ PAGES = Path(__file__).parent
 PROMPT_CHARACTERS = 2000
 BODY_S = 60.0  # that an upload may take
 JSON_BYTES = decode.PORTRAIT_BYTES * 4 // 3 + 16384
-MANY_BYTES = 65536
 CALL = "/v1/sessions/{call}"
+MANY_BYTES = 65536  # whose parsing takes a while
+
+
+async def aside(job: Callable[[Any], Any], data: Any) -> Any:
+    """What a job makes of bytes; of many of them on a thread, because other calls' frames wait for the event loop."""
+    return await asyncio.to_thread(job, data) if len(data) > MANY_BYTES else job(data)
 
 
 async def read(request: web.Request, most: int) -> bytes:
@@ -44,11 +49,6 @@ async def read(request: web.Request, most: int) -> bytes:
     except TimeoutError as error:
         raise Refused(408, "slow", f"body: did not come within {BODY_S:.0f} s") from error
     return bytes(data)
-
-
-async def aside(job: Callable[[Any], Any], data: Any) -> Any:
-    """What a job makes of bytes; of many of them on a thread, because other calls' frames wait for the event loop."""
-    return await asyncio.to_thread(job, data) if len(data) > MANY_BYTES else job(data)
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:
@@ -179,11 +179,24 @@ class Routes:
         wait_s = self._opened.wait_s(request[door.OWNER], 1, self._desk.now())
         if wait_s:
             raise Refused(429, "rate", "sessions: too many a minute", **{"Retry-After": str(int(wait_s) + 1)})
-        call = self._desk.open(request[door.OWNER], await self._look(asked, prompt), keep=asked.get("record") is True)
+        look, push = await self._look(asked, prompt), self._push(asked.get("push"))
+        call = self._desk.open(request[door.OWNER], look, keep=asked.get("record") is True)
+        if push:
+            self._desk.push(call, push)
         token, ends_s = self._keys.issue(call.name)
         path = f"/v1/sessions/{call.name}"
         about = {**call.status(), "token": token, "expires": int(ends_s), "stream": f"{path}/stream"}
         return web.json_response(about, status=201, headers={"Location": path})
+
+    def _push(self, name: Any) -> str:
+        """The name of a target of the operator's; "": none is asked for. Raises Refused."""
+        if not name:
+            return ""
+        if not isinstance(name, str) or name not in self._desk.pushes:
+            raise Refused(422, "push", "push: none of that name; the server's operator names them with --push")
+        if any(call.push == name and call.state != "ended" for call in self._desk.calls.values()):
+            raise Refused(409, "push", f"push: another session goes to {name}")
+        return name
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /v1/sessions/{call}"""

@@ -105,6 +105,8 @@ class Call:
         self._shown: list[float] = []  # times of the last frames
         self.first_frame_s: float | None = None
         self.behind_s, self.dropped, self._cuts = 0.0, 0, 0
+        self.push, self.push_state = "", ""  # name of the operator's target that the call also goes to
+        self._pushed: Viewer | None = None
 
     # what comes in
 
@@ -133,6 +135,8 @@ class Call:
             self.part.cut()
         if self.viewer:
             self.viewer.flush()
+        if self._pushed:
+            self._pushed.flush()
         self._encoder.want_key()
         self.pace.rest()
 
@@ -160,6 +164,16 @@ class Call:
     def parked(self) -> bool:
         """Whether it holds a seat and nobody looks on."""
         return self.state in ("live", "starting") and self.viewer is None
+
+    @property
+    def push_fragments(self) -> int:
+        """Fragments that may wait for the push."""
+        return 4 * self.form.block_frames
+
+    def push_to(self, viewer: Viewer) -> None:
+        """The push looks on, from the next frame; nothing waits for it."""
+        self._pushed = viewer
+        self._encoder.want_key()
 
     # its life
 
@@ -196,6 +210,8 @@ class Call:
         if self.viewer:
             self.viewer.event({"type": "ended", "reason": reason, "record": self.record is not None})
             self.viewer.close()
+        if self._pushed:
+            self._pushed.close()
 
     def _finish(self) -> None:
         with self._encoding:
@@ -263,9 +279,11 @@ class Call:
         if self.first_frame_s is None:
             self.first_frame_s = now_s - self.since_s
         self.become("live", "")
-        viewer = self.viewer
-        if viewer is None or not self._encoder.init:
-            return
+        for viewer in (self.viewer, self._pushed):
+            if viewer and not viewer.over and self._encoder.init:
+                self._send(viewer, fragments)
+
+    def _send(self, viewer: Viewer, fragments: list[Fragment]) -> None:
         if not viewer.told:
             viewer.head(self._encoder.mime, self._encoder.init)
         for fragment in fragments:
@@ -296,6 +314,7 @@ class Call:
             "position": self.position,
             "portrait": self.look.name,
             "record": self.record is not None,
+            "push": self.push_state,
             "frames": self.pace.frames,
             "fps": round(self.fps, 1),
             "stalls": self.pace.stalls,

@@ -114,7 +114,13 @@ class Client:
         return await self._ask(method, f"/v1/sessions/{call.id}{path}", call.token, **given)
 
     async def open(
-        self, *, consent: bool, portrait: str | Path | None = None, prompt: str | None = None, record: bool = False
+        self,
+        *,
+        consent: bool,
+        portrait: str | Path | None = None,
+        prompt: str | None = None,
+        record: bool = False,
+        push: str | None = None,
     ) -> Opened:
         """A new call. Raises Answer.
 
@@ -123,10 +129,10 @@ class Client:
           portrait: a name of the house's, or a picture's path; the first of the house's if left out.
           prompt: for models that read text.
           record: whether a recording is kept.
+          push: name of a target of the operator's.
         """
         asked: dict[str, Any] = {"consent": consent, "record": record}
-        if prompt:
-            asked["prompt"] = prompt
+        asked |= {name: given for name, given in (("prompt", prompt), ("push", push)) if given}
         if isinstance(portrait, Path):
             asked["portrait_base64"] = base64.b64encode(portrait.read_bytes()).decode()
         elif portrait:

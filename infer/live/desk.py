@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from infer.live import decode, record
+from infer.live import decode, push, record
 from infer.live.audit import Audit
 from infer.live.call import Call, Limits, Look
 from infer.live.encode import Retouch
@@ -86,6 +86,7 @@ class Desk:
         self.workers = concurrent.futures.ThreadPoolExecutor(2, "prepare")
         self._tasks: set[asyncio.Task] = set()
         self.draining = False
+        self.pushes: dict[str, str] = {}  # addresses of the operator's, by name
         self._files = concurrent.futures.ThreadPoolExecutor(1, "files")
 
     # in and out
@@ -301,6 +302,12 @@ class Desk:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def push(self, call: Call, name: str) -> None:
+        """Sends a call to one of the operator's targets as well."""
+        call.push = name
+        self.audit.note("pushed", call=call.name, target=name)
+        self._spawn(push.run(call, self.pushes[name]))
 
     async def drain(self, grace_s: float) -> None:
         """Takes nobody in any more, lets blocks under way be shown, ends every call, stops."""
