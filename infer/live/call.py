@@ -42,6 +42,7 @@ class Limits:
     sound_rate: float = 2.0  # times real time
     opened_a_minute: float = 30.0  # calls of one token
     uploads_a_minute: float = 60.0  # portraits and speech of one call
+    vcodec: str = "libx264"  # of what they are sent
     ahead: int = 2  # blocks drawn or under way and not shown
 
 
@@ -95,7 +96,12 @@ class Call:
         self.viewer: Viewer | None = None
         self.pace = Pace(form.fps, round(LEAD_S * form.fps))
         self._encoder = Encoder(
-            height=form.height, width=form.width, fps=form.fps, audio_hz=form.audio_hz, retouch=retouch
+            height=form.height,
+            width=form.width,
+            fps=form.fps,
+            audio_hz=form.audio_hz,
+            retouch=retouch,
+            vcodec=limits.vcodec,
         )
         self._recording = Recording(folder, name) if folder else None
         self.record: Path | None = None  # once it is finished
