@@ -95,13 +95,9 @@ class Call:
         self.part: Part | None = None
         self.viewer: Viewer | None = None
         self.pace = Pace(form.fps, round(LEAD_S * form.fps))
+        vcodec = limits.vcodec
         self._encoder = Encoder(
-            height=form.height,
-            width=form.width,
-            fps=form.fps,
-            audio_hz=form.audio_hz,
-            retouch=retouch,
-            vcodec=limits.vcodec,
+            height=form.height, width=form.width, fps=form.fps, audio_hz=form.audio_hz, retouch=retouch, vcodec=vcodec
         )
         self._recording = Recording(folder, name) if folder else None
         self.record: Path | None = None  # once it is finished
