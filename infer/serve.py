@@ -22,7 +22,7 @@ from absl import flags, logging
 from avatar_jax.core import check
 from avatar_jax.io.errors import InputError
 from infer import door, order, provenance, voices
-from infer.live import tongue
+from infer.live import push, tongue
 from infer.live.call import Limits, Look
 from infer.talk import voice
 
@@ -40,6 +40,8 @@ def define() -> None:
         "token", None, "Who may open sessions; also AVATAR_TOKEN. Several callers, several tokens."
     )
     flags.DEFINE_multi_string("origin", [], "Another site that may call, as https://example.org.")
+    flags.DEFINE_enum("vcodec", "libx264", ["libx264", "libvpx-vp9"], "What is sent: H.264 or VP9, both with Opus.")
+    flags.DEFINE_multi_string("push", [], "Where sessions may also go, as NAME=rtmp://...; they ask for a NAME.")
     flags.DEFINE_string("tls_cert", None, "Certificate chain (PEM); microphones need TLS away from localhost.")
     flags.DEFINE_string("tls_key", None, "Its private key.")
     flags.DEFINE_multi_string("image", None, "Portrait to choose from; the embedded ones if left out.")
@@ -113,7 +115,7 @@ def check_voice(audio_hz: int) -> tongue.Talk | None:
 def limits(seats: int, ahead: int) -> Limits:
     """What callers may have."""
     named = ("queue", "queue_s", "jobs", "resume_s", "idle_s", "call_s", "keep_s", "opened_a_minute")
-    return Limits(seats=seats, ahead=ahead, **{name: getattr(FLAGS, name) for name in named})
+    return Limits(seats=seats, ahead=ahead, vcodec=FLAGS.vcodec, **{name: getattr(FLAGS, name) for name in named})
 
 
 async def serve(desk, app, token: str, tls: ssl.SSLContext | None) -> None:
@@ -158,6 +160,9 @@ def main() -> None:
     cfg, first = order.check_portrait(images[0], cfg)
     pictures = {Path(images[0]).stem: first}
     pictures |= {Path(image).stem: order.check_portrait(image, cfg)[1] for image in images[1:]}
+    pushes = push.targets(FLAGS.push)
+    if pushes and FLAGS.vcodec != "libx264":
+        raise InputError(f"--push: takes H.264 to its targets; leave --vcodec={FLAGS.vcodec} out")
     door.start_jax(FLAGS.compile_cache)
 
     from avatar_jax.stream.live import Live
@@ -190,6 +195,7 @@ def main() -> None:
     app = apps.make_app(
         calls, keys.Keys(tokens, ttl_s=FLAGS.session_ttl_s), studio.Gallery(pictures), origins=tuple(FLAGS.origin)
     )
+    calls.pushes = pushes
     asyncio.run(serve(calls, app, tokens[0], tls))
     log.close()
 

@@ -3,10 +3,12 @@
 import asyncio
 import base64
 import binascii
+import functools
 import hashlib
 import json
 import secrets
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,12 @@ BODY_S = 60.0  # that an upload may take
 TEXT_BYTES = 32768  # of JSON: 2,000 characters, each written as two escapes
 JSON_BYTES = guard.PICTURE_BYTES * 4 // 3 + 32768
 CALL, JOB = "/v1/sessions/{call}", "/v1/jobs/{job}"
+MANY_BYTES = 65536  # whose parsing takes a while
+
+
+async def aside(job: Callable[[Any], Any], data: Any) -> Any:
+    """What a job makes of bytes; of many of them on a thread, because other calls' frames wait for the event loop."""
+    return await asyncio.to_thread(job, data) if len(data) > MANY_BYTES else job(data)
 
 
 async def read(request: web.Request, most: int) -> bytes:
@@ -54,7 +62,7 @@ async def read(request: web.Request, most: int) -> bytes:
 async def read_json(request: web.Request, most: int = JSON_BYTES) -> dict[str, Any]:
     """A request's body as a JSON object. Raises Refused."""
     try:
-        found = json.loads(await read(request, most))
+        found = await aside(json.loads, await read(request, most))
     except (ValueError, RecursionError) as error:
         raise Refused(422, "json", "body: is not JSON") from error
     if not isinstance(found, dict):
@@ -167,7 +175,7 @@ class Routes:
         named, data = asked.get("portrait"), asked.get("portrait_base64")
         if data is not None:
             try:
-                image = base64.b64decode(data, validate=True)
+                image = await aside(functools.partial(base64.b64decode, validate=True), data)
             except (binascii.Error, ValueError, TypeError) as error:
                 raise Refused(422, "portrait", "portrait_base64: is not base64") from error
             name = hashlib.sha256(image).hexdigest()
@@ -192,11 +200,24 @@ class Routes:
         asked = await read_json(request)
         self._desk.check_room()  # before anything is decoded
         prompt = self._agreed(asked, request)
-        call = self._desk.open(request[door.OWNER], await self._look(asked, prompt), keep=asked.get("record") is True)
+        look, push = await self._look(asked, prompt), self._push(asked.get("push"))
+        call = self._desk.open(request[door.OWNER], look, keep=asked.get("record") is True)
+        if push:
+            self._desk.push(call, push)
         token, ends_s = self._keys.issue(call.name)
         path = f"/v1/sessions/{call.name}"
         about = {**call.status(), "token": token, "expires": int(ends_s), "stream": f"{path}/stream"}
         return web.json_response(about, status=201, headers={"Location": path})
+
+    def _push(self, name: Any) -> str:
+        """The name of a target of the operator's; "": none is asked for. Raises Refused."""
+        if not name:
+            return ""
+        if not isinstance(name, str) or name not in self._desk.pushes:
+            raise Refused(422, "push", "push: none of that name; the server's operator names them with --push")
+        if any(call.push == name and call.state != "ended" for call in self._desk.calls.values()):
+            raise Refused(409, "push", f"push: another session goes to {name}")
+        return name
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /v1/sessions/{call}"""
@@ -251,7 +272,9 @@ class Routes:
 
     async def _samples(self, request: web.Request) -> np.ndarray:
         data = await read(request, guard.SOUND_BYTES)
-        return decode.pcm16(data) if request.content_type == "audio/pcm" else await self._desk.sound(data)
+        if request.content_type == "audio/pcm":
+            return await aside(decode.pcm16, data)
+        return await self._desk.sound(data)
 
     async def speech(self, request: web.Request) -> web.Response:
         """POST /v1/sessions/{call}/speech"""

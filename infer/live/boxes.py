@@ -31,10 +31,13 @@ def boxes(data: bytes) -> Iterator[Box]:
         start += size
 
 
-def avc_codec(init: bytes) -> str:
-    """The RFC 6381 name of the H.264 in an initialisation segment, as "avc1.42C01E"."""
-    at = init.index(b"avcC") + 4
-    return "avc1." + init[at + 1 : at + 4].hex().upper()
+def codec(init: bytes) -> str:
+    """The RFC 6381 name of the H.264 or VP9 in an initialisation segment, as "avc1.42C01E" or "vp09.00.21.08"."""
+    at = init.find(b"avcC") + 4
+    if at >= 4:
+        return "avc1." + init[at + 1 : at + 4].hex().upper()
+    at = init.index(b"vpcC") + 8  # version and flags come first
+    return f"vp09.{init[at]:02d}.{init[at + 1]:02d}.{init[at + 2] >> 4:02d}"
 
 
 def avc_sample(stream: bytes) -> bytes:

@@ -44,6 +44,7 @@ class Limits:
     sound_rate: float = 2.0  # times real time
     opened_a_minute: float = 30.0  # calls of one token
     uploads_a_minute: float = 60.0  # portraits and speech of one call
+    vcodec: str = "libx264"  # of what they are sent
     ahead: int = 2  # blocks drawn or under way and not shown
 
 
@@ -66,6 +67,7 @@ class Call:
       form: of the blocks.
       limits: the server's.
       pool: threads that encode.
+      files: threads that finish recordings, which takes long; nobody's frames wait for it.
       folder: of its recording; None for none.
       retouch: of every frame before it is encoded.
       sign: of the finished recording.
@@ -82,6 +84,7 @@ class Call:
         limits: Limits,
         *,
         pool: concurrent.futures.Executor,
+        files: concurrent.futures.Executor,
         folder: Path | None = None,
         retouch: Retouch | None = None,
         sign: Sign | None = None,
@@ -89,7 +92,7 @@ class Call:
         now: Callable[[], float] = time.monotonic,
     ):
         self.name, self.owner, self.look, self.form, self.limits = name, owner, look, form, limits
-        self._pool, self._now = pool, now
+        self._pool, self._files, self._now = pool, files, now
         # A block, and what a packet may be late; so the sound of an overloaded call is never older than two blocks.
         self.line = Line(audio_hz=form.audio_hz, live_s=2 * form.block_s, speech_s=limits.speech_s)
         self._tongue = Tongue(talk, self.line, self.say, self._mute) if talk else None
@@ -99,8 +102,9 @@ class Call:
         self.part: Part | None = None
         self.viewer: Viewer | None = None
         self.pace = Pace(form.fps, round(LEAD_S * form.fps))
+        vcodec = limits.vcodec
         self._encoder = Encoder(
-            height=form.height, width=form.width, fps=form.fps, audio_hz=form.audio_hz, retouch=retouch
+            height=form.height, width=form.width, fps=form.fps, audio_hz=form.audio_hz, retouch=retouch, vcodec=vcodec
         )
         self._recording = Recording(folder, name, sign) if folder else None
         self.record: Path | None = None  # once it is finished
@@ -111,7 +115,9 @@ class Call:
         self._encoding = threading.Lock()  # a frame may still be encoded when the call ends
         self._shown: list[float] = []  # times of the last frames
         self.first_frame_s: float | None = None
-        self.behind_s, self.dropped = 0.0, 0
+        self.behind_s, self.dropped, self._cuts = 0.0, 0, 0
+        self.push, self.push_state = "", ""  # name of the operator's target that the call also goes to
+        self._pushed: Viewer | None = None
 
     # what comes in
 
@@ -148,14 +154,17 @@ class Call:
         self.line.clear()
         self._cut()
         if self.viewer:
-            self.viewer.event({"type": "flush", "time": self._encoder.frames / self.form.fps})
+            self.viewer.event({"type": "flush", "time": self.pace.frames / self.form.fps})
 
     def _cut(self) -> None:
         """To the live edge: no frame that waits or is under way is shown any more."""
+        self._cuts += 1
         if self.part:
             self.part.cut()
         if self.viewer:
             self.viewer.flush()
+        if self._pushed:
+            self._pushed.flush()
         self._encoder.want_key()
         self.pace.rest()
 
@@ -183,6 +192,16 @@ class Call:
     def parked(self) -> bool:
         """Whether it holds a seat and nobody looks on."""
         return self.state in ("live", "starting") and self.viewer is None
+
+    @property
+    def push_fragments(self) -> int:
+        """Fragments that may wait for the push."""
+        return 4 * self.form.block_frames
+
+    def push_to(self, viewer: Viewer) -> None:
+        """The push looks on, from the next frame; nothing waits for it."""
+        self._pushed = viewer
+        self._encoder.want_key()
 
     # its life
 
@@ -215,10 +234,12 @@ class Call:
         if pump:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
-        await asyncio.get_running_loop().run_in_executor(self._pool, self._finish)
+        await asyncio.get_running_loop().run_in_executor(self._files, self._finish)
         if self.viewer:
             self.viewer.event({"type": "ended", "reason": reason, "record": self.record is not None})
             self.viewer.close()
+        if self._pushed:
+            self._pushed.close()
 
     def _finish(self) -> None:
         if self._tongue:
@@ -246,7 +267,12 @@ class Call:
                 continue
             self.pace.sent(now_s)
             self.behind_s = now_s - framed.heard_s
-            self._publish(await asyncio.shield(loop.run_in_executor(self._pool, self._encode, framed)), now_s)
+            cuts = self._cuts
+            fragments = await asyncio.shield(loop.run_in_executor(self._pool, self._encode, framed))
+            if cuts == self._cuts:
+                self._publish(fragments, now_s)
+            else:  # it is stale, and may have taken the key frame that the next one has to be
+                self._encoder.want_key()
 
     def _due(self, now_s: float) -> tuple[Framed | None, float]:
         """The next frame, if it may go out now; else how long to wait until the next look."""
@@ -284,9 +310,11 @@ class Call:
         if self.first_frame_s is None:
             self.first_frame_s = now_s - self.since_s
         self.become("live", "")
-        viewer = self.viewer
-        if viewer is None or not self._encoder.init:
-            return
+        for viewer in (self.viewer, self._pushed):
+            if viewer and not viewer.over and self._encoder.init:
+                self._send(viewer, fragments)
+
+    def _send(self, viewer: Viewer, fragments: list[Fragment]) -> None:
         if not viewer.told:
             viewer.head(self._encoder.mime, self._encoder.init)
         for fragment in fragments:
@@ -317,6 +345,7 @@ class Call:
             "position": self.position,
             "portrait": self.look.name,
             "record": self.record is not None,
+            "push": self.push_state,
             "frames": self.pace.frames,
             "fps": round(self.fps, 1),
             "stalls": self.pace.stalls,

@@ -136,7 +136,13 @@ class Client:
         return await self._ask(method, f"/v1/sessions/{call.id}{path}", call.token, **given)
 
     async def open(
-        self, *, consent: bool, portrait: str | Path | None = None, prompt: str | None = None, record: bool = False
+        self,
+        *,
+        consent: bool,
+        portrait: str | Path | None = None,
+        prompt: str | None = None,
+        record: bool = False,
+        push: str | None = None,
     ) -> Opened:
         """A new call. Raises Answer.
 
@@ -145,8 +151,9 @@ class Client:
           portrait: a name of the house's, or a picture's path; the first of the house's if left out.
           prompt: for models that read text.
           record: whether a recording is kept.
+          push: name of a target of the operator's.
         """
-        asked = _asked(consent, portrait, prompt) | {"record": record}
+        asked = _asked(consent, portrait, prompt) | {"record": record} | ({"push": push} if push else {})
         house = await (await self._ask("GET", "/v1/portraits", self._token)).json()
         about = await (await self._ask("POST", "/v1/sessions", self._token, json=asked)).json()
         known = about | house  # both have `fps`: what goes out now, and what the pictures are made for

@@ -16,7 +16,7 @@ from absl import logging
 
 from avatar_jax.io import guard
 from avatar_jax.io.errors import InputError
-from infer.live import decode, record
+from infer.live import decode, push, record
 from infer.live.audit import Audit
 from infer.live.call import Call, Limits, Look
 from infer.live.encode import Retouch
@@ -26,6 +26,7 @@ from infer.live.stage import Form, Stage
 from infer.live.tongue import Talk
 
 REAP_S = 0.25
+SWEEP_S = 60.0  # how often old recordings are looked for
 REMEMBERED = 1000  # ended calls whose state and recording can still be asked for
 RETRY_S = 10  # what a caller is told who finds the queue full
 
@@ -96,6 +97,8 @@ class Desk:
         self._tasks: set[asyncio.Task] = set()
         self.draining = False
         self.jobs = Jobs(self)
+        self.pushes: dict[str, str] = {}  # addresses of the operator's, by name
+        self._files = concurrent.futures.ThreadPoolExecutor(1, "files")
 
     # in and out
 
@@ -117,6 +120,7 @@ class Desk:
             self.studio.form,
             self.limits,
             pool=self._encoders,
+            files=self._files,
             folder=folder,
             retouch=self._retouch(name),
             sign=self._sign,
@@ -287,24 +291,37 @@ class Desk:
         return f"{limits.call_s:.0f} s are the most a call may last" if now_s - call.created_s > limits.call_s else ""
 
     async def reap(self) -> None:
-        """Ends what is overdue and deletes old recordings."""
+        """Ends what is overdue."""
         now_s = self.now()
         for call in list(self.calls.values()):
             reason = self._overdue(call, now_s)
             if reason:
                 await self.end(call, reason)
-        if self._folder and self._folder.is_dir():
-            for path in record.expire(self._folder, time.time() - self.limits.keep_s):
-                self.audit.note("recording deleted", call=path.stem)
         self.admit()
 
     async def watch(self) -> None:
         """Reaps, and tells every call its state, for ever."""
         while True:
             await asyncio.sleep(REAP_S)
-            await self.reap()
+            try:
+                await self.reap()
+            except Exception:  # whatever it was, others still have to be told and to go
+                logging.exception("the desk could not end what is overdue")
             for call in self.active.values():
                 call.tell()
+
+    async def sweep(self, folder: Path) -> None:
+        """Deletes old recordings, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                for path in await loop.run_in_executor(
+                    self._files, record.expire, folder, time.time() - self.limits.keep_s
+                ):
+                    self.audit.note("recording deleted", call=path.stem)
+            except OSError:
+                logging.exception("old recordings could not be deleted")
+            await asyncio.sleep(SWEEP_S)
 
     # start and end
 
@@ -323,6 +340,7 @@ class Desk:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in record.mend(self._folder, self._sign):
                 self.audit.note("recording mended", call=path.stem)
+            self._spawn(self.sweep(self._folder))
         self.stage.start()
         self._spawn(self.watch())
         self._spawn(self.jobs.watch())
@@ -331,6 +349,12 @@ class Desk:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def push(self, call: Call, name: str) -> None:
+        """Sends a call to one of the operator's targets as well."""
+        call.push = name
+        self.audit.note("pushed", call=call.name, target=name)
+        self._spawn(push.run(call, self.pushes[name]))
 
     async def drain(self, grace_s: float) -> None:
         """Takes nobody in any more, lets blocks under way be shown, ends every call, stops."""
@@ -350,3 +374,4 @@ class Desk:
         self.uploads.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
         self._encoders.shutdown()
+        self._files.shutdown()

@@ -1,4 +1,4 @@
-"""Frames and their sound to fragmented MP4, a fragment a frame: H.264 with Opus.
+"""Frames and their sound to fragmented MP4, a fragment a frame: H.264 or VP9, with Opus.
 
 With AAC, Media Source Extensions in Chromium show half of the frames of such a stream, and say nothing; with Opus all.
 """
@@ -14,7 +14,17 @@ from infer.live import boxes
 
 SOUND_HZ = 48_000  # Chromium plays no Opus in MP4 that was given at another rate
 PACKET = 960  # samples of an Opus packet, 20 ms
-OPTIONS = {"preset": "veryfast", "tune": "zerolatency", "crf": "21", "threads": "1"}  # a thread a call: many calls
+OPTIONS = {  # by video codec; a thread a call: many calls
+    "libx264": {"preset": "veryfast", "tune": "zerolatency", "crf": "21", "threads": "1"},
+    "libvpx-vp9": {
+        "deadline": "realtime",
+        "cpu-used": "8",
+        "lag-in-frames": "0",
+        "crf": "24",
+        "b": "0",
+        "threads": "1",
+    },
+}
 MUXER = {"movflags": "frag_every_frame+delay_moov+default_base_moof"}  # describes the tracks, no more
 FRAME_UNITS = 512  # of a frame in its track's time
 PICTURES, SOUND = 1, 2  # numbers of the tracks
@@ -59,6 +69,7 @@ class Encoder:
       fps: frames a second.
       audio_hz: of the sound.
       retouch: what a frame uint8 [H, W, 3] of the shown size and its number become before they are encoded.
+      vcodec: one of OPTIONS.
       display_size: small frames are enlarged by a whole factor up to this shorter side.
     """
 
@@ -70,6 +81,7 @@ class Encoder:
         fps: int,
         audio_hz: int,
         retouch: Retouch | None = None,
+        vcodec: str = "libx264",
         display_size: int = DISPLAY_SIZE,
     ):
         import av
@@ -82,7 +94,8 @@ class Encoder:
         self._container: Any = av.open(
             self._sink, "w", format="mp4", options=MUXER | {"video_track_timescale": str(FRAME_UNITS * fps)}
         )
-        self._video: Any = add_pictures(self._container, "libx264", self.size, fps=fps, options=OPTIONS)
+        self._video: Any = add_pictures(self._container, vcodec, self.size, fps=fps, options=OPTIONS[vcodec])
+        self._sample = boxes.avc_sample if vcodec == "libx264" else bytes
         self._audio: Any = self._container.add_stream("libopus", rate=SOUND_HZ, layout="mono")
         self._audio.bit_rate = SOUND_BITS // 2  # 16 kHz of band
         self._audio.options = {"application": "audio", "frame_duration": "20"}
@@ -95,7 +108,7 @@ class Encoder:
     @property
     def mime(self) -> str:
         """What Media Source Extensions are told; known with `init`."""
-        return f'video/mp4; codecs="{boxes.avc_codec(self.init)}, opus"'
+        return f'video/mp4; codecs="{boxes.codec(self.init)}, opus"'
 
     def want_key(self) -> None:
         """Makes the next frame one that a player can begin with."""
@@ -134,7 +147,7 @@ class Encoder:
     def _runs(self, seen: list[Any], heard: list[Any]) -> list[boxes.Run]:
         """A frame's packets for its fragment, their times counted."""
         flags = boxes.KEY if seen[0].is_keyframe else boxes.NO_KEY
-        samples = [boxes.avc_sample(bytes(packet)) for packet in seen]
+        samples = [self._sample(bytes(packet)) for packet in seen]
         runs = [boxes.Run(PICTURES, self.frames * FRAME_UNITS, FRAME_UNITS, samples, flags)]
         if heard:
             runs.append(boxes.Run(SOUND, self._packets * PACKET, PACKET, [bytes(packet) for packet in heard]))

@@ -66,19 +66,21 @@ class Line:
         with self._lock:
             self._live = self._live[:0]
 
-    def take(self, size: int, now_s: float, *, must: bool) -> np.ndarray | None:
+    def take(self, size: int, now_s: float, *, must: bool, spare: int = 0) -> np.ndarray | None:
         """The next block of `size` samples, or None if it is better to wait for the rest of it.
 
         Args:
           size: of a block.
           now_s: the time.
           must: the picture would stop; unless somebody is talking, silence stands for what is missing.
+          spare: samples by which the picture is needlessly late: so much live sound is dropped from a whole block.
         """
         with self._lock:
             talking = now_s - self._came_s < QUIET_S
             extra = self._live.size - size
-            if extra > size // JITTER:  # the picture is late: on with the newest block
-                self._live, self.dropped = self._live[extra:], self.dropped + extra
+            late = extra if extra > size // JITTER else min(spare, self._live.size) if extra >= 0 else 0
+            if late:  # the picture is late: on with the newest block
+                self._live, self.dropped = self._live[late:], self.dropped + late
             if self._speech.size:
                 block, self._speech = self._speech[:size], self._speech[size:]
             elif self._live.size >= size or (must and not talking):

@@ -94,7 +94,9 @@ def mend(folder: Path, sign: Sign | None = None) -> list[Path]:
 
 def expire(folder: Path, before_s: float) -> list[Path]:
     """Deletes finished recordings last written before a time of the wall clock; returns them."""
-    old = [path for path in folder.glob("*" + DONE) if path.stat().st_mtime < before_s and LIVE not in path.name]
-    for path in old:
-        path.unlink(missing_ok=True)
-    return old
+    gone = []
+    for path in folder.glob("*" + DONE):
+        if LIVE not in path.name and path.stat().st_mtime < before_s:  # one that is written may get its name just now
+            path.unlink(missing_ok=True)
+            gone.append(path)
+    return gone

@@ -19,6 +19,8 @@ from infer.live.line import Line
 POLL_S = 0.004  # how often the thread looks whether something is drawn
 DRAW_S = 0.25  # what a block is thought to take before one was seen
 SLACK_S = 0.06  # what the host may need beside
+SPARE_S = 0.15  # frames that wait longer than they need to after the slowest of the last blocks: an overload left them
+KEPT_S = 0.06  # of these
 
 
 class Guest(Protocol):
@@ -103,6 +105,7 @@ class Part:
         self._entered: collections.deque[tuple[int, float]] = collections.deque()  # act, when
         self._act, self._lock = 0, threading.Lock()
         self.draw_s = DRAW_S
+        self._drawn_s = collections.deque([DRAW_S], maxlen=4)
         self.blocks = 0
 
     @property
@@ -126,7 +129,9 @@ class Part:
         if remaining > (self._ahead - 1) * frames:
             return False
         must = remaining / self.form.fps <= self.draw_s + SLACK_S
-        sound = self.line.take(self.form.block_samples, now_s, must=must)
+        spare_s = remaining / self.form.fps - max(self._drawn_s) - SLACK_S
+        spare = round((spare_s - KEPT_S) * self.form.audio_hz) if spare_s > SPARE_S else 0
+        sound = self.line.take(self.form.block_samples, now_s, must=must, spare=spare)
         if sound is None:
             return False
         self._entered.append((self._act, now_s))
@@ -138,6 +143,7 @@ class Part:
         for block in self.guest.fetch():
             act, entered_s = self._entered.popleft()
             self.draw_s += 0.2 * (now_s - entered_s - self.draw_s)
+            self._drawn_s.append(now_s - entered_s)
             self.blocks += 1
             sound = block.sound.reshape(-1, self.form.hop)
             with self._lock:

@@ -30,6 +30,7 @@ class Gallery:
 
     def __init__(self, pictures: dict[str, np.ndarray]):
         self.pictures = pictures
+        self._kept: dict[str, bytes] = {}
 
     def png(self, name: str) -> bytes | None:
         """A picture as PNG; None if there is none of that name."""
@@ -37,10 +38,12 @@ class Gallery:
 
         if name not in self.pictures:
             return None
+        if name in self._kept:  # asked for in the event loop, which has frames to send
+            return self._kept[name]
         image, file = Image.fromarray(self.pictures[name]), io.BytesIO()
         scale = max(1, SHOWN_SIZE // min(image.size))
         image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC).save(file, "PNG")
-        return file.getvalue()
+        return self._kept.setdefault(name, file.getvalue())
 
 
 def drawn_portraits(cfg: configs.Config) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from avatar_jax.metrics import mouth, sync
 from infer import door
 from infer.live.client import Client
 from tests.acceptance import absent, browser, report
+from tests.infer.live import house
 
 SECONDS = int(os.environ.get("AVATAR_LIVE_SECONDS", "600"))
 TOKEN = "a" * 32
@@ -85,11 +86,9 @@ async def finish(page: browser.Page) -> None:
     await page.until("status.state === 'ended'", 30.0)
 
 
-async def offset(page: browser.Page) -> float:
-    """Milliseconds that the picture is ahead of the sound, the mean of the last 50 frames."""
-    return await page.run(
-        "avatar.offsets.slice(-50).reduce((a, b) => a + b, 0) * 1000 / Math.min(50, avatar.offsets.length)"
-    )
+async def offset(page: browser.Page, frames: int = 50) -> float:
+    """Milliseconds that the picture is ahead of the sound, the mean of the last frames."""
+    return 1e3 * float(np.mean(await page.run(f"avatar.offsets.slice(-{frames})")))
 
 
 def test_talk(served: Served, speech: Path):
@@ -121,6 +120,71 @@ def test_talk(served: Served, speech: Path):
     met = first < 2000 and fps >= 24.5 and max(abs(early), abs(late)) <= 45 and r >= 0.6 and not errors
     bar = "first frame under 2 s warm, at least 24.5 frames a second, offset within 45 ms, correlation at least 0.6"
     assert row("headless Chromium: page open, microphone from a WAV, the avatar speaks back", figure, bar, met)
+
+
+WITNESS = """(async () => {
+  const sound = new AudioContext({ sampleRate: 48000 }), seen = window.witness = { beeps: [], flashes: [] };
+  const code = `registerProcessor("beeps", class extends AudioWorkletProcessor {
+    process([input], [output]) {
+      const heard = input[0]; if (!heard) return true;
+      output[0].set(heard);
+      for (let i = 0; i < heard.length; i++) {
+        const at = currentTime + i / sampleRate;
+        if (Math.abs(heard[i]) < 0.1) continue;
+        if (!(at - this.last < 0.3)) this.port.postMessage(Date.now() + 1000 * i / sampleRate);
+        this.last = at;
+      }
+      return true;
+    } });`;
+  await sound.audioWorklet.addModule(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+  const node = new AudioWorkletNode(sound, "beeps");
+  node.port.onmessage = ({ data }) => seen.beeps.push(data - performance.timeOrigin);
+  sound.createMediaElementSource(video).connect(node).connect(sound.destination);
+  const paper = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  let bright = true;
+  const look = (now, meta) => {
+    paper.drawImage(video, 0, 0, 1, 1);
+    const is = paper.getImageData(0, 0, 1, 1).data[1] > 80;
+    if (is && !bright) seen.flashes.push(meta.expectedDisplayTime);
+    bright = is; video.requestVideoFrameCallback(look);
+  };
+  video.requestVideoFrameCallback(look);
+})()"""
+
+
+@pytest.mark.parametrize("vcodec", ["libx264", "libvpx-vp9"])
+def test_flash_and_beep(speech: Path, vcodec: str):
+    """Every frame is as bright as its sound is loud: what the page says of the offset against what is seen and heard.
+
+    A video that plays into Web Audio counts its sound as heard when it is rendered, so that is when a beep is.
+    """
+    if browser.found() is None:
+        pytest.skip("no Chromium here (Debian, Ubuntu: apt install chromium); the rows of the browser need one")
+    beep = np.concatenate([house.voice(0.2) * 1.5, np.zeros(round(0.8 * house.FORM.audio_hz), np.float32)])
+
+    async def check() -> tuple[list[float], float]:
+        async with house.opened(vcodec=vcodec) as one, browser.opened(speech) as page:
+            await page.visit(one.url(f"/?token={house.TOKEN}"))
+            await page.until("document.querySelectorAll('.face').length > 2", 60.0)
+            await page.run("document.getElementById('consent').click(); document.getElementById('start').click()")
+            await page.until("avatar.first", 60.0)
+            await page.run(WITNESS)
+            await asyncio.sleep(1.0)
+            call = next(iter(one.desk.calls.values()))
+            call.say(np.tile(beep, 12))
+            await asyncio.sleep(14.0)
+            seen = await page.run("witness")
+            said = await offset(page, 25 * 13)  # all the while
+            await finish(page)
+        beeps = np.array(seen["beeps"])
+        return [float(beeps[np.argmin(np.abs(beeps - at))] - at) for at in seen["flashes"]], said
+
+    offsets, said = asyncio.run(check())
+    middle = float(np.median(offsets)) if offsets else 1e9
+    figure = f"{len(offsets)} pairs, the flash {middle:+.0f} ms before its beep, where the page says {said:+.0f} ms"
+    bar = "within 45 ms; the page is right within 25 ms"
+    met = len(offsets) >= 10 and abs(middle) <= 45 and abs(middle - said) <= 25
+    assert row(f"flash and beep from the server to the screen and the speaker of Chromium, {vcodec}", figure, bar, met)
 
 
 def test_interrupt(served: Served, speech: Path):
@@ -200,6 +264,7 @@ def test_screenshots(served: Served, speech: Path):
 
     async def check() -> list[str]:
         async with browser.opened(speech) as page, Client(served.url, TOKEN) as client:
+            await page.order("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
             await page.visit(served.address)
             await page.until(
                 "document.querySelectorAll('.face').length > 2 && [...document.images].every((i) => i.complete)", 60.0
@@ -217,11 +282,16 @@ def test_screenshots(served: Served, speech: Path):
                 await page.until("status.state === 'queued'", 30.0)
                 await asyncio.sleep(0.5)
                 await page.picture(PICTURES / "live_queued.png")
-                os.kill(served.running.pid, signal.SIGSTOP)  # no answer, as behind a lost network
-                await page.run("socket.close()")
+            await client.ask("DELETE", other)
+            playing = "avatar.first && document.getElementById('why').hidden"
+            await page.until(playing, 60.0)
+            os.kill(served.running.pid, signal.SIGSTOP)  # no answer, as behind a lost network
+            try:
                 await page.until("document.getElementById('whyHead').textContent.includes('lost')", 60.0)
                 await page.picture(PICTURES / "live_failed.png")
+            finally:
                 os.kill(served.running.pid, signal.SIGCONT)
+            await page.until(playing, 60.0)  # it comes back by itself
             return page.errors
 
     errors = asyncio.run(check())

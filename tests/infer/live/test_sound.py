@@ -39,6 +39,19 @@ def test_live_sound_that_waits_too_long_is_dropped_down_to_the_newest_block():
     assert heard.waiting_s == 0.0 and heard.dropped == 900
 
 
+def test_a_picture_that_is_needlessly_late_skips_live_sound_and_no_speech():
+    heard = line()
+    heard.talk(np.arange(90, dtype=np.float32), 0.0, keep=BLOCK)
+    assert heard.take(BLOCK, 0.0, must=False, spare=30) is None and heard.dropped == 0  # it waits as it is
+    heard.talk(np.arange(90, 100, dtype=np.float32), 0.1, keep=BLOCK)
+    assert heard.take(BLOCK, 0.1, must=False, spare=30) is None and heard.dropped == 30
+    heard.talk(np.arange(100, 130, dtype=np.float32), 0.2, keep=BLOCK)
+    np.testing.assert_array_equal(heard.take(BLOCK, 0.2, must=False), np.arange(30, 130))
+    heard.say(ones(BLOCK, 2))
+    np.testing.assert_array_equal(heard.take(BLOCK, 0.3, must=False, spare=30), ones(BLOCK, 2))
+    assert heard.dropped == 30
+
+
 def test_speech_is_spoken_to_its_end_and_the_microphone_waits():
     heard = line()
     heard.talk(ones(50, 3), 0.0, keep=BLOCK)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from infer.live.line import Line
-from infer.live.stage import Part, Stage
+from infer.live.stage import SLACK_S, SPARE_S, Part, Stage
 from tests.infer.live.house import FORM, Hall, voice
 
 
@@ -93,3 +93,29 @@ def test_the_speed_of_drawing_is_learnt():
     clock, _, stage, (part,) = staged(draw_s=0.1)
     run(clock, stage, 10.0, lambda now_s: part.reel.popleft() if part.reel else None)
     assert abs(part.draw_s - 0.1) < 0.03
+
+
+def test_after_an_overload_a_talker_is_back_at_the_live_edge():
+    clock, hall, stage, (part,) = staged(draw_s=0.1)
+    behind: list[tuple[float, float]] = []
+    due_s = 0.0
+
+    def step(now_s: float) -> None:
+        nonlocal due_s
+        part.line.talk(voice(0.01), now_s, keep=FORM.block_samples)
+        hall.draw_s = 0.96 if 5.0 <= now_s < 15.0 else 0.1
+        if now_s >= due_s and part.reel:
+            behind.append((now_s, now_s - part.reel.popleft().heard_s))
+            due_s = max(due_s, now_s - 0.04) + 0.04
+
+    run(clock, stage, 40.0, step)
+
+    def worst(start_s: float, end_s: float) -> float:
+        return max(wait_s for now_s, wait_s in behind if start_s <= now_s < end_s)
+
+    needed = hall.draw_s + FORM.block_s + SLACK_S + SPARE_S + 1 / FORM.fps
+    assert worst(8.0, 15.0) > needed + 0.2 and worst(20.0, 40.0) <= needed
+    run(clock, stage, 60.0, step)
+    dropped = part.line.dropped
+    run(clock, stage, 90.0, step)
+    assert part.line.dropped == dropped  # not over and over
