@@ -47,7 +47,7 @@ def velocity_error(
     x0 = jnp.stack([latent[:, clock.times(block, cfg)] for block in range(blocks)], 1)
     sigma = flow.shift(jax.random.uniform(level_key, x0.shape[:2]), cfg.train.dit_shift)
     noise = jax.random.normal(noise_key, x0.shape)
-    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg.train)
+    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg)
     v = window.tied_velocity(
         p,
         slightly_noised(past_key, latent[:, : blocks * length]),

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from avatar_jax.core.spec import Leaf, Spec
 
 TENSOR = "tensor"  # the mesh axis that splits one layer's work
+DATA, FSDP = "data", "fsdp"  # the mesh axes that split a training batch; the second one splits weights too
 LAYERS, EMBED, HEADS, MLP = "layers", "embed", "heads", "mlp"
 Rules = Mapping[str, str]  # logical name -> mesh axis
 

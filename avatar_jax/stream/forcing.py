@@ -145,7 +145,7 @@ def _backward(cfg: Config, residuals: Any, gradient: jax.Array) -> tuple[dict, N
     def step(total: dict, number: jax.Array) -> tuple[dict, None]:
         block, x, pull = jax.tree.map(lambda leaf: leaf[number], (task.blocks, kept.x, gradient))
         memory = _before(p, number, kept, task, cfg)
-        again = jax.vjp(lambda p: leave(p, memory, block, x, task, cfg=cfg)[1], p)[1]
+        again = jax.vjp(lambda p: leave(p, kv.Read(memory), block, x, task, cfg=cfg)[1], p)[1]
         return jax.tree.map(jnp.add, total, again(pull)[0]), None
 
     zeros = jax.tree.map(jnp.zeros_like, p)

@@ -86,6 +86,22 @@ def test_too_many_devices():
         run_of(TrainMesh(data=16))
 
 
+def test_a_step_knows_its_mesh():
+    """Kernels that XLA cannot partition ask for it while they are traced."""
+    mesh = meshes.make_mesh(TrainMesh(fsdp=2, tensor=2))
+    state = jax.device_put({"w": jnp.ones(4)}, meshes.everywhere(mesh))
+
+    def step(state: dict, batch: jax.Array, key: jax.Array, base: jax.Array) -> tuple[dict, dict]:
+        del key
+        split = jax.sharding.PartitionSpec("fsdp")
+        own = jax.shard_map(lambda rows: jnp.full(rows.shape, len(rows)), in_specs=split, out_specs=split)(batch)
+        return state, {"rows": own.max() + base}
+
+    batch = meshes.spread(np.zeros(8, np.float32), mesh)
+    _, scalars = meshes.make_step(step, state, mesh)(state, batch, jax.random.key(0), jnp.int32(10))
+    assert int(scalars["rows"]) == 14
+
+
 def test_processes_share_a_batch():
     """Their parts, one after the other, are the batch."""
     rows = grain.MapDataset.range(24).repeat()
