@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import resource
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_an_ear_with_layers_and_captions(tmp_path, cfg):
     sound = np.arange(24 * 6, dtype=np.float16).reshape(24, 3, 2)
     record = {"latent": np.zeros((7, 2, 2, 16), np.float16), "features": sound, "text": np.ones((2, 4), np.float16)}
     latents.write_shard(latents.shard_path(tmp_path, 0), [record])
-    batch = latents.window_dataset(tmp_path, cfg, silence=None, batch=1)[0]
+    batch: Any = latents.window_dataset(tmp_path, cfg, silence=None, batch=1)[0]
     context = cfg.stream.audio_context
     np.testing.assert_array_equal(batch["features"][0, 0, context:], sound)
     np.testing.assert_array_equal(batch["features"][0, 0, :context], np.repeat(sound[:1], context, 0))

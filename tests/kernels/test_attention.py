@@ -35,8 +35,8 @@ def test_splash_has_the_gradient_of_the_formula():
     def loss(attend):
         return jax.jit(jax.grad(lambda q, k, v: jnp.square(attend(q, k, v)).sum(), argnums=(0, 1, 2)))
 
-    found = loss(lambda *a: splash.attention(*a, count=jnp.int32(100), interpret=True))(*drawn)
-    expected = loss(lambda *a: reference.attention(*a, _counted(140, 100)))(*drawn)
+    found = loss(lambda q, k, v: splash.attention(q, k, v, count=jnp.int32(100), interpret=True))(*drawn)
+    expected = loss(lambda q, k, v: reference.attention(q, k, v, _counted(140, 100)))(*drawn)
     for one, other in zip(found, expected, strict=True):
         assert float(jnp.abs(other).mean()) > 1e-3
         np.testing.assert_allclose(one, other, atol=5e-5)
