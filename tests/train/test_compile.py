@@ -12,6 +12,7 @@ from avatar_jax.core.config import TrainMesh, sized
 from infer import compile as command
 from infer.aot import counts, measure, targets
 from train import compile as pods
+from train import distill
 from train import mesh as meshes
 
 
@@ -43,6 +44,17 @@ def test_operations_of_stage_two():
     whole = counts.distill(cfg) - 6 * blocks
     window = counts.joint(cfg.dit, 21 * frame, 21, frame)
     assert 0.97 * window < whole / 5 < window
+
+
+def test_a_mean_step_of_stage_two():
+    """Where the student moves in every step and a block is one call, it costs what is counted at most."""
+    cfg = pods.config_of("tpu", pods.SHAPES["v5p"])
+    mean = distill.cost(cfg)
+    assert mean.tokens == 4 * 21 * 1056 and mean.flops < 4 * counts.distill(cfg)
+    always = dataclasses.replace(distill.rates(cfg), every=1)
+    once = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, distill=always))
+    once.stream = dataclasses.replace(cfg.stream, steps=1)
+    assert distill.cost(once).flops == pytest.approx(4 * counts.distill(once))
 
 
 def test_bad_input_is_one_line():
