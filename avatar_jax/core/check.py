@@ -34,7 +34,7 @@ def _picture(cfg: configs.PictureConfig) -> None:
     _require(d.latent_channels == a.latent_channels, "dit.latent_channels", d.latent_channels, "must equal vae's")
     _require(d.heads > 0 and d.width % (2 * d.heads) == 0, "dit.heads", d.heads, f"must split width={d.width} evenly")
     _require(all(0 <= i < d.layers for i in d.audio_inject), "dit.audio_inject", d.audio_inject, "block out of range")
-    _one_of("dit.layer_loop", d.layer_loop, ("scan", "unroll"))
+    _one_of("dit.layer_loop", d.layer_loop, ("scan", "fold", "unroll"))
     _one_of("dit.remat", d.remat, REMATS)
 
 
@@ -194,6 +194,9 @@ def _distill(d: configs.DistillConfig, cfg: configs.TrainingConfig) -> None:
     _require(d.every >= 1, "train.distill.every", d.every, "must be at least 1")
     most = cfg.train.dit_blocks
     _require(1 <= d.blocks <= most, "train.distill.blocks", d.blocks, f"1 to train.dit_blocks={most}, what data has")
+    rows = cfg.train.mesh.data * cfg.train.mesh.fsdp
+    told = f"must be a multiple of {rows}, train.mesh.data x fsdp"
+    _require(d.student.batch % rows == 0, "train.distill.student.batch", d.student.batch, told)
     _require(0.0 <= d.anchored <= 1.0, "train.distill.anchored", d.anchored, "a share, 0 to 1")
 
 
@@ -213,6 +216,10 @@ def validate(cfg: Run) -> Run:
         for name in ("vae", "decoder", "dit"):
             _optim(getattr(cfg.train, name), f"train.{name}")
         _train_mesh(cfg)
+        told = "windows tied by knots are not trained on text yet: must be None"
+        _require(not (cfg.stream.knot and cfg.text), "text", "...", told)
+        beside = cfg.train.dit_beside
+        _require(not (beside and cfg.text), "train.dit_beside", beside, "two speakers have two texts: must be 0")
         if cfg.train.distill:
             _distill(cfg.train.distill, cfg)
     return cfg

@@ -110,7 +110,7 @@ class DitConfig:
     audio_inject: tuple[int, ...]  # block indices followed by an audio injector
     eps: float
     rope_theta: float
-    layer_loop: str  # "scan" or "unroll"
+    layer_loop: str  # "scan" of the layers between injectors, "fold" of all, or "unroll"
     compute_dtype: str
     attention: str  # kernel name, see avatar_jax/nn/attention.py
     signals: tuple[Signal, ...] = ()  # read by the audio injectors, a token a latent frame each
