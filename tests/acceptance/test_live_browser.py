@@ -81,9 +81,9 @@ async def begin(page: browser.Page, served: Served, *, keep: bool = False) -> fl
 
 
 async def finish(page: browser.Page) -> None:
-    """Ends the call."""
+    """Ends the call; its recording is finished when the last event comes."""
     await page.run("document.getElementById('end').click()")
-    await page.until("status.state === 'ended'", 30.0)
+    await page.until("avatar.log.some((event) => event.type === 'ended')", 60.0)
 
 
 async def offset(page: browser.Page, frames: int = 50) -> float:
