@@ -19,7 +19,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,7 @@ FLAGS = flags.FLAGS
 FEWEST = 3  # clips: one to learn from, one held out, and one between them
 LOOKS = 4  # batches of held-out windows that the loss is the mean of
 NAMES = {"loss": "held-out loss", "sync": "lip sync r", "identity": "identity distance"}
+Wanted = dict[tuple[str, int], Any]  # rows of captions or None, by source and number of clip
 
 
 class Held(NamedTuple):
@@ -122,9 +123,15 @@ def batches(folder: pathlib.Path, rows: int, cfg: configs.TrainingConfig) -> Any
     return loop.batches(data, threads=cfg.data.workers, prefetch=4)
 
 
+@functools.lru_cache(maxsize=2)
+def make_judge(cfg: configs.TrainingConfig) -> Callable[..., jax.Array]:
+    """The loss alone, compiled: (adapters, batch, key, base) -> []."""
+    return jax.jit(lambda *given: loss_fn(*given, cfg=cfg)[1]["loss"])
+
+
 def held_loss(base: dict, adapters: dict, folder: pathlib.Path, cfg: configs.TrainingConfig) -> float:
     """Mean loss of the same windows at the same noise, whatever the adapters."""
-    judge = jax.jit(lambda *given: loss_fn(*given, cfg=cfg)[1]["loss"])
+    judge = make_judge(cfg)
     data, key = batches(folder, tuning(cfg).optim.batch, cfg), jax.random.key(cfg.data.seed)
     return float(np.mean([judge(adapters, next(data), jax.random.fold_in(key, i), base) for i in range(LOOKS)]))
 
@@ -155,17 +162,25 @@ def split(folder: pathlib.Path, counts: Any, cfg: configs.TrainingConfig) -> lis
     return kept[-held:]
 
 
-def filmed(rows: list[dict[str, Any]], folder: pathlib.Path, how: Cut, cfg: configs.TrainingConfig) -> Iterator[Held]:
-    """The clips of manifest rows, cut out of their videos again."""
+def filmed(rows: list[dict[str, Any]], folder: pathlib.Path, how: Cut, cfg: configs.TrainingConfig) -> list[Held]:
+    """The clips of manifest rows, cut out of their videos again. Raises InputError where one is not there any more."""
     records = list(latents.read_shard(latents.shard_path(folder / "held", 0)))
     texts = [latents.caption(record, cfg).get("text") for record in records]
     wanted = {(row["source"], row["clip"]): text for row, text in zip(rows, texts, strict=True)}
-    for source in dict.fromkeys(row["source"] for row in rows):
-        with Worker(how, prepare.limits()) as worker, contextlib.suppress(Unusable):  # as it ended when it was prepared
-            for clip in worker.clips(source):
-                if clip.frames is not None and clip.waveform is not None and (source, clip.number) in wanted:
-                    text = wanted[source, clip.number]
-                    yield Held(clip.frames[1:], clip.waveform, None if text is None else jnp.asarray(text)[None])
+    found = [clip for source in dict.fromkeys(row["source"] for row in rows) for clip in _cut_out(source, wanted, how)]
+    if len(found) < len(rows):
+        told = f"{len(found)} of {len(rows)} held-out clips can be read now"
+        raise InputError(f"{folder}: {told}; repeat the command, with more --file_seconds and --file_megabytes")
+    return found
+
+
+def _cut_out(source: str, wanted: Wanted, how: Cut) -> Iterator[Held]:
+    """The wanted clips of one video."""
+    with Worker(how, prepare.limits()) as worker, contextlib.suppress(Unusable):  # as it ended when it was prepared
+        for clip in worker.clips(source):
+            if clip.frames is not None and clip.waveform is not None and (source, clip.number) in wanted:
+                text = wanted[source, clip.number]
+                yield Held(clip.frames[1:], clip.waveform, None if text is None else jnp.asarray(text)[None])
 
 
 def streamed(folder: pathlib.Path, held: list[Held], cfg: configs.TrainingConfig) -> dict[str, float]:
@@ -273,7 +288,7 @@ def tune(
         weight_files.save(workdir / "adapters.safetensors", adapters)
         merged = lora.merge(student, adapters, scale=settings.alpha / settings.rank)
         weight_files.save(workdir / "dit.safetensors", merged, dtype="float16")
-    held = list(filmed(rows, data, how, cfg))
+    held = filmed(rows, data, how, cfg)
     each = {"before": folder, "after": workdir}
     scores = {when: {"loss": losses[when]} | streamed(place, held, cfg) for when, place in each.items()}
     with writing(workdir):
