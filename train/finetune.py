@@ -204,7 +204,7 @@ def _link(source: str, target: str) -> str:
     """A second name for a file, or a copy where the file system has none."""
     pathlib.Path(target).unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # of a link, what it leads to
     except OSError:
         shutil.copy2(source, target)
     return target
@@ -252,6 +252,17 @@ def table(scores: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def load(cfg: configs.TrainingConfig, folder: pathlib.Path, teacher: pathlib.Path | None) -> tuple[dict, dict]:
+    """The student of a checkpoint, and the weights to learn on. Raises InputError for those of another geometry."""
+    named = f"--checkpoint={folder}"
+    try:
+        student = checkpoint.load(folder, "dit", cfg.dit)
+        named = f"{teacher}"
+        return student, weight_files.load(teacher, dit.spec(cfg.dit)) if teacher else student
+    except ValueError as error:
+        raise InputError(f"{named}: {error}") from error
+
+
 def tune(
     cfg: configs.TrainingConfig,
     videos: dict[str, str],
@@ -272,8 +283,7 @@ def tune(
       ValueError: weights of another geometry, too few clips, or a workdir of another run.
     """
     settings, how = tuning(cfg), prepare.cut_of(cfg)
-    student = checkpoint.load(folder, "dit", cfg.dit)
-    base = weight_files.load(teacher, dit.spec(cfg.dit)) if teacher else student
+    student, base = load(cfg, folder, teacher)
     encoder, data = Encoder(cfg, folder), workdir / "data"
     asked = prepare.settings(cfg, how, encoder) | {
         "videos": videos,
