@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def small() -> TrainingConfig:
     """The smallest run, with a person to learn."""
     cfg = mini.get_config()
-    rates = dataclasses.replace(cfg.train.dit, batch=2, steps=30, rate=0.01, vector_rate=0.01, ema=0.9)
+    rates = dataclasses.replace(cfg.train.dit, batch=2, steps=30, rate=0.03, vector_rate=0.03, ema=0.9)
     settings = FinetuneConfig(optim=rates, rank=4, alpha=4.0, held_out=0.2)
     return check.validate(dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, finetune=settings)))
 
@@ -96,7 +96,7 @@ def test_adapters_learn_and_the_merged_weights_are_the_grafted_ones(tmp_path: pa
     again = spec.init(lora.spec(dit.spec(cfg.dit), 4), jax.random.key(0))
     loss = functools.partial(finetune.held_loss, folder=tmp_path, cfg=cfg)
     before, after = loss(base, again), loss(base, state.average)
-    assert after < 0.99 * before
+    assert after < before - 0.01
     merged = lora.merge(p, state.average, scale=1.0)
     assert loss(merged, again) == pytest.approx(after, rel=1e-4)
     assert loss(p, again) == pytest.approx(before, rel=1e-6)
