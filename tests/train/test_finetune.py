@@ -83,6 +83,7 @@ def test_a_configuration_has_to_say_how():
             check.validate(dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, finetune=wrong)))
 
 
+@pytest.mark.slow
 def test_adapters_learn_and_the_merged_weights_are_the_grafted_ones(tmp_path: pathlib.Path):
     """Fresh ones change nothing; after some steps the held-out loss of the same windows is lower, grafted or merged."""
     cfg = small()
