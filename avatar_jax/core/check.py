@@ -200,6 +200,15 @@ def _distill(d: configs.DistillConfig, cfg: configs.TrainingConfig) -> None:
     _require(0.0 <= d.anchored <= 1.0, "train.distill.anchored", d.anchored, "a share, 0 to 1")
 
 
+def _finetune(f: configs.FinetuneConfig, cfg: configs.TrainingConfig) -> None:
+    _optim(f.optim, "train.finetune.optim")
+    _require(f.rank >= 1, "train.finetune.rank", f.rank, "must be at least 1: what is learned is adapters")
+    _require(0.0 < f.held_out < 1.0, "train.finetune.held_out", f.held_out, "a share of the clips, between 0 and 1")
+    pieces = cfg.train.mesh.data * cfg.train.mesh.fsdp * f.optim.accumulate
+    told = f"must be a multiple of {pieces}, train.mesh.data x fsdp x train.finetune.optim.accumulate"
+    _require(f.optim.batch % pieces == 0, "train.finetune.optim.batch", f.optim.batch, told)
+
+
 def validate(cfg: Run) -> Run:
     """Returns `cfg` if it describes a possible system; raises ValueError naming the dotted field otherwise."""
     _picture(cfg)
@@ -222,4 +231,6 @@ def validate(cfg: Run) -> Run:
         _require(not (beside and cfg.text), "train.dit_beside", beside, "two speakers have two texts: must be 0")
         if cfg.train.distill:
             _distill(cfg.train.distill, cfg)
+        if cfg.train.finetune:
+            _finetune(cfg.train.finetune, cfg)
     return cfg

@@ -7,7 +7,7 @@ Dataclasses are hashable and treated as frozen after `check.validate`, so they a
 import dataclasses
 from typing import Any, NamedTuple
 
-from avatar_jax.core.effort import DistillConfig, OptimConfig, TrainMesh
+from avatar_jax.core.effort import DistillConfig, FinetuneConfig, OptimConfig, TrainMesh
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -283,6 +283,7 @@ class TrainConfig:
     dit_whole: float = 0.0  # share of steps that see a window whole, at one noise level: they make the teacher
     dit_beside: int = 0  # every so many batches hold pairs of pictures side by side, two speakers; 0: none
     distill: DistillConfig | None = None
+    finetune: FinetuneConfig | None = None
     mesh: TrainMesh = dataclasses.field(default_factory=TrainMesh)
 
 
