@@ -9,6 +9,7 @@ PY := .venv/bin/python
 # A test's programs run briefly: without LLVM's passes they are compiled in two thirds of the time.
 PYTEST := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(PY) -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=worksteal
 CONFIG ?= configs/tiny.py
+STUDENT ?= configs/tiny_driven.py
 WORKDIR ?= runs/tiny
 
 help: ## this list
@@ -49,10 +50,15 @@ format: dev ## let ruff rewrite the sources
 acceptance: dev ## the promised figures, all or one AREA=first_light, written to docs/acceptance.md
 	AVATAR_ACCEPTANCE_WRITE=docs/acceptance.md $(PY) -m pytest -q -m acceptance tests/acceptance$(AREA:%=/test_%*.py)
 
-train: install ## the whole tiny recipe, resumable at any point: WORKDIR=runs/tiny
+train: install ## the whole tiny recipe, four-step student included, resumable at any point: WORKDIR=runs/tiny
 	$(PY) -m train.vae --config=$(CONFIG) --workdir=$(WORKDIR)/vae
 	$(PY) -m train.latents --config=$(CONFIG) --vae=$(WORKDIR)/vae/vae.safetensors --workdir=$(WORKDIR)/latents
 	$(PY) -m train.pretrain --config=$(CONFIG) --latents=$(WORKDIR)/latents --workdir=$(WORKDIR)/pretrain
+	$(PY) -m train.latents --config=$(STUDENT) --vae=$(WORKDIR)/vae/vae.safetensors --workdir=$(WORKDIR)/driven/latents
+	$(PY) -m train.pretrain --config=$(STUDENT) --latents=$(WORKDIR)/driven/latents \
+	  --init=$(WORKDIR)/pretrain/dit.safetensors --workdir=$(WORKDIR)/driven/pretrain
+	$(PY) -m train.distill --config=$(STUDENT) --latents=$(WORKDIR)/driven/latents \
+	  --teacher=$(WORKDIR)/driven/pretrain/dit.safetensors --workdir=$(WORKDIR)/driven/distill
 
 compile: install ## the full-size programs for absent devices: TARGET=h200, v5p, v6e, v5e
 	@wanted=$$($(PY) -m infer.aot.targets $(TARGET)) && { [ -z "$$wanted" ] || $(PY) -m pip install -q --no-deps $$wanted; }

@@ -9,6 +9,7 @@ Train:  python -m train.latents --config=configs/tiny_driven.py --vae=runs/tiny/
             --init=runs/tiny/pretrain/dit.safetensors --workdir=runs/tiny_driven/pretrain
         python -m train.distill --config=configs/tiny_driven.py --latents=runs/tiny_driven/latents \\
             --teacher=runs/tiny_driven/pretrain/dit.safetensors --workdir=runs/tiny_driven/distill
+One person: python -m train.finetune --config=configs/tiny_driven.py --video=me.mp4 --workdir=runs/me
 
 The mouth is left to the sound. Its weights come with the package, and the teacher they were distilled from beside them
 (docs/training.md has the record).
@@ -42,6 +43,13 @@ def _distill(optim: c.OptimConfig) -> c.DistillConfig:
     )
 
 
+def _finetune(optim: c.OptimConfig) -> c.FinetuneConfig:
+    few = dataclasses.replace(
+        optim, rate=0.002, vector_rate=2e-4, warmup=10, ema=0.98, steps=200, log_every=10, save_every=50
+    )
+    return c.FinetuneConfig(optim=few, rank=16, alpha=16.0, held_out=0.2)
+
+
 def get_config() -> c.TrainingConfig:
     """The tiny run with signals."""
     cfg = tiny.get_config()
@@ -54,6 +62,7 @@ def get_config() -> c.TrainingConfig:
         dit_whole=0.4,
         dit_beside=6,
         distill=_distill(cfg.train.dit),
+        finetune=_finetune(cfg.train.dit),
     )
     return dataclasses.replace(
         cfg,

@@ -4,6 +4,7 @@
     python -m infer.compile --target=v5e --devices=4 --program=block --output=report.json
     make compile TARGET=v6e                                     the same, installing the compiler first
 
+A step of stage two on a pod is `python -m train.compile --target=v6e`.
 Nothing is allocated and no accelerator is needed: the compilers come as Python packages. On one device it prints the
 whole program, on several one device's share of it, weights and memories split over heads and the feed-forward's inner
 width. Without --devices it takes the smallest number that fits. Times cannot be had this way; what the program does
@@ -121,7 +122,8 @@ def markdown(reports: list[Report]) -> str:
         moved = ", ".join(f"{n} {kind} ({size / 1e9:.2f} GB)" for kind, (n, size) in r.collectives.items())
         sizes = (f"{size / 1e9:.2f}" for size in (r.arguments, r.temporaries, r.aliased))
         needed, unrolled = f"{r.total / 1e9:.1f} of {r.capacity / 1e9:.0f}", r.layer_loop == "unroll"
-        row = (r.target, str(r.devices), r.program, needed, *sizes, f"{r.flops / 1e12:.2f}", f"{r.flops_ratio:.4f}")
+        row = (r.target, str(r.devices), r.program, needed, *sizes, f"{r.flops / 1e12:.2f}")
+        row += (f"{r.flops_ratio:.4f}" if r.flops_lowered else "-",)
         row += (str(r.kernels), f"{r.layer_kernels:.1f}" if unrolled else "-")
         row += (f"{r.injector_kernels:.1f}" if unrolled and r.injector_kernels else "-", str(r.copies), moved or "-")
         looped = r.layers and not unrolled  # what a turn reads of a stack cannot be told from the text

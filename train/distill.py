@@ -18,15 +18,17 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from avatar_jax.core import check, lora, spec
+from avatar_jax.core import axes, check, lora, spec
 from avatar_jax.core import config as configs
+from avatar_jax.core import tree as trees
 from avatar_jax.diffusion import dmd, flow
 from avatar_jax.io import weights as weight_files
 from avatar_jax.models import dit, layout
 from avatar_jax.stream import clock, forcing, rollout, window
 from avatar_jax.stream.state import BlockInput, Scene
 from infer import door, hosts
-from train import loop, optim, windows
+from infer.aot import counts
+from train import journal, loop, optim, windows
 from train import mesh as meshes
 
 FLAGS = flags.FLAGS
@@ -57,6 +59,7 @@ class Drawn(NamedTuple):
     x: jax.Array  # [B, F, h, w, C], float32
     reference: jax.Array  # [B, 1, h, w, C]
     speakers: windows.Speakers
+    text: jax.Array | None  # rows of the captions, where the model reads them
 
 
 def rates(cfg: configs.TrainingConfig) -> configs.DistillConfig:
@@ -77,10 +80,26 @@ def network(base: dict, moved: dict, cfg: configs.TrainingConfig) -> dict:
     return dit.lay_out(weights, cfg.dit)
 
 
+def moving(cfg: configs.TrainingConfig) -> spec.Spec:
+    """What moves of the student, and of the fake score: adapters, or all weights."""
+    whole, rank = dit.spec(cfg.dit), rates(cfg).rank
+    return lora.spec(whole, rank) if rank else whole
+
+
+def frozen(base: dict, cfg: configs.TrainingConfig) -> dict:
+    """The base as adapters stand on it: its large matrices in the dtype that they are multiplied in, which is half."""
+
+    def cast(path: str, leaf: Any) -> Any:
+        large = path.startswith(("blocks/", "audio/injectors/")) and path.endswith("/w")
+        return leaf.astype(cfg.dit.compute_dtype) if large else leaf
+
+    return trees.unflatten({path: cast(path, leaf) for path, leaf in trees.flatten(base).items()})
+
+
 def begin(base: dict, cfg: configs.TrainingConfig) -> DistillState:
     """Student and fake score as the teacher left them."""
     settings, key = rates(cfg), jax.random.key(cfg.data.seed)
-    moved = spec.init(lora.spec(dit.spec(cfg.dit), settings.rank), key) if settings.rank else base
+    moved = spec.init(moving(cfg), key) if settings.rank else base
     student, fake = (optim.empty(jax.tree.map(jnp.copy, moved), each) for each in (settings.student, settings.fake))
     return DistillState(jnp.zeros((), jnp.int32), student, fake)
 
@@ -88,11 +107,12 @@ def begin(base: dict, cfg: configs.TrainingConfig) -> DistillState:
 def task_of(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> tuple[forcing.Task, Any]:
     """A rollout's input from a batch, and who speaks in it: sound, signals and portraits of data, noise of the key.
 
-    p: the student's weights; cfg: from `windows.sized`.
+    Keys and values of portrait and text are part of the memory, so no gradient goes through them. p: the student's
+    weights; cfg: from `windows.sized`.
     """
     settings, stream = rates(cfg), cfg.stream
     noise_key, exit_key, anchor_key, vary_key, rest = jax.random.split(key, 5)
-    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg.train)
+    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg)
     size = len(batch["latent"])
     shape = (settings.blocks, size, stream.noise_latents, *cfg.latent_size, cfg.vae.latent_channels)
     noise = jax.random.normal(noise_key, shape)
@@ -104,11 +124,11 @@ def task_of(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.Training
         )
         for number in range(settings.blocks)
     ]
-    reference = batch["reference"].astype(jnp.float32)
+    reference, cross = batch["reference"].astype(jnp.float32), windows.prompt(p, batch.get("text"), cfg)
     task = forcing.Task(
-        forcing.begin(p, rollout.prefill(p, Scene(reference, reference), cfg=cfg), cfg=cfg),
+        forcing.begin(p, rollout.prefill(p, Scene(reference, reference, cross), cfg=cfg), cfg=cfg),
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks),
-        None,
+        cross,
         jax.random.randint(exit_key, (), 0, stream.steps),
         rest,
         batch["latent"][:, : stream.drawn_latents].astype(jnp.float32),
@@ -121,7 +141,7 @@ def stream(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingC
     """What the student streams from a batch; its gradient goes block by block."""
     task, speakers = task_of(p, batch, key, cfg)
     x = forcing.joined(forcing.generate(p, task, cfg=cfg), cfg)
-    return Drawn(x, batch["reference"].astype(jnp.float32), speakers)
+    return Drawn(x, batch["reference"].astype(jnp.float32), speakers, batch.get("text"))
 
 
 def noised(key: jax.Array, x: jax.Array, shift: float) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -136,10 +156,12 @@ def _wide(level: jax.Array) -> jax.Array:
     return level[:, None, None, None, None]
 
 
-def score(p: dict, x: jax.Array, level: jax.Array, reference: jax.Array, speakers: Any, cfg: Any) -> jax.Array:
+def score(
+    p: dict, x: jax.Array, level: jax.Array, reference: jax.Array, speakers: Any, cfg: Any, text: Any = None
+) -> jax.Array:
     """A score network's velocity of noised samples, seen whole."""
     voices = tuple(rollout.voice_of(p, speaker, cfg=cfg) for speaker in speakers)
-    return window.teacher(p, x, level, reference, voices, cfg=cfg)
+    return window.teacher(p, x, level, reference, voices, cross=windows.prompt(p, text, cfg), cfg=cfg)
 
 
 def pull(base: dict, fake: dict, drawn: Drawn, key: jax.Array, cfg: configs.TrainingConfig) -> jax.Array:
@@ -147,12 +169,13 @@ def pull(base: dict, fake: dict, drawn: Drawn, key: jax.Array, cfg: configs.Trai
     settings = rates(cfg)
     x, _, level = noised(key, drawn.x, settings.shift)
 
-    def predict(p: dict, speakers: windows.Speakers) -> jax.Array:
-        return flow.clean(x, score(p, x, level, drawn.reference, speakers, cfg), _wide(level))
+    def predict(p: dict, speakers: windows.Speakers, text: Any) -> jax.Array:
+        return flow.clean(x, score(p, x, level, drawn.reference, speakers, cfg, text), _wide(level))
 
-    heard, nothing = (predict(base, who) for who in (drawn.speakers, windows.without(drawn.speakers)))
+    unsaid = jax.tree.map(jnp.zeros_like, drawn.text)  # as where a caption has no more rows
+    heard, nothing = predict(base, drawn.speakers, drawn.text), predict(base, windows.without(drawn.speakers), unsaid)
     real = flow.guided(heard, nothing, settings.guidance)
-    return dmd.direction(drawn.x, real, predict(fake, drawn.speakers))
+    return dmd.direction(drawn.x, real, predict(fake, drawn.speakers, drawn.text))
 
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
@@ -182,26 +205,51 @@ def step(state: DistillState, batch: windows.Batch, key: jax.Array, base: dict, 
 
     def fake_loss(moved: dict) -> jax.Array:
         p = network(base, moved, cfg)
-        return dmd.fake_loss(score(p, x, level, drawn.reference, drawn.speakers, cfg), drawn.x, noise)
+        v = score(p, x, level, drawn.reference, drawn.speakers, cfg, drawn.text)
+        return dmd.fake_loss(v, drawn.x, noise)
 
     lost, gradient = jax.value_and_grad(fake_loss)(state.fake.weights)
     scalars = {"loss_fake": lost, "motion": jnp.abs(jnp.diff(drawn.x, axis=1)).mean()}
     return DistillState(state.step + 1, student, optim.step(state.fake, gradient, cfg=settings.fake)), scalars
 
 
+def cost(cfg: configs.TrainingConfig) -> journal.Cost:
+    """Tokens of the rollouts of a step, and its operations: the mean over exit steps and over who moves.
+
+    A rollout takes (steps + 1) / 2 calls a block; every step the fake score learns on it, and in one of `every` the
+    student moves: three more looks at the whole, and a replay. A gradient is as much as its call, twice where all
+    weights move.
+    """
+    settings, (streamed, whole) = rates(cfg), counts.rounds(cfg)
+    learning = 2 if settings.rank else 3
+    calls = (cfg.stream.steps + 1) / 2 * streamed + learning * whole
+    calls += (3 * whole + learning * streamed) / settings.every
+    batch, tokens = settings.student.batch, settings.blocks * cfg.stream.block_latents * cfg.tokens_per_frame
+    return journal.Cost(batch * tokens, batch * calls)
+
+
 def train(cfg: configs.TrainingConfig, folders: str, teacher: pathlib.Path, workdir: pathlib.Path) -> None:
     """Trains to the end and writes `dit.safetensors`, the student's averaged weights with its adapters merged."""
     settings, mesh = rates(cfg), meshes.make_mesh(cfg.train.mesh)
     where = layout.shardings(meshes.RULES, mesh, unrolled=False, cfg=cfg.dit)
-    base = jax.device_put(weight_files.load(teacher, dit.spec(cfg.dit)), where)
-    state = meshes.make_state(functools.partial(begin, base, cfg), where, mesh)
-    walk = meshes.make_step(functools.partial(step, base=base, cfg=cfg), state, mesh)
+    base = weight_files.load(teacher, dit.spec(cfg.dit))
+    base = jax.device_put(frozen(base, cfg) if settings.rank else base, where)
+    over = axes.shardings(moving(cfg), meshes.RULES, mesh)
+    state = meshes.make_state(functools.partial(begin, cfg=cfg), over, mesh, base)
+    stepped = meshes.make_step(functools.partial(step, cfg=cfg), state, mesh)
+
+    def walk(state: DistillState, batch: windows.Batch, key: jax.Array) -> Any:
+        return stepped(state, batch, key, base)
+
     batches = windows.batches(folders, settings.student.batch, mesh, cfg)
-    state = loop.Run(cfg, settings.fake, workdir, mesh).fit(state, batches, walk)
-    moved, base = meshes.whole(state.student.average), meshes.whole(base)
-    done = lora.merge(base, moved, scale=settings.alpha / settings.rank) if settings.rank else moved
-    if hosts.first():
-        weight_files.save(workdir / "dit.safetensors", done, dtype="float16")
+    state = loop.Run(cfg, settings.fake, workdir, mesh, cost(cfg)).fit(state, batches, walk)
+    done = meshes.whole(state.student.average)
+    if not hosts.first():
+        return
+    if settings.rank:  # on the teacher as it was written, not as it was rounded to train on
+        base = weight_files.load(teacher, dit.spec(cfg.dit))
+        done = lora.merge(base, done, scale=settings.alpha / settings.rank)
+    weight_files.save(workdir / "dit.safetensors", done, dtype="float16")
 
 
 def main() -> None:

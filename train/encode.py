@@ -44,8 +44,8 @@ def make_read(cfg: configs.Umt5Config):
     return jax.jit(functools.partial(umt5.apply, cfg=cfg))
 
 
-def _digest(weights: Mapping[str, Any]) -> str:
-    """What weights are the same."""
+def digest(weights: Mapping[str, Any]) -> str:
+    """A digest of weights, whatever holds them: equal weights have equal ones."""
     total = hashlib.sha256()
     for name, leaf in sorted(tree.flatten(weights).items()):
         total.update(name.encode())
@@ -64,7 +64,7 @@ class Encoder:
         """Loads the networks that `cfg` needs, but for the transformer. Raises ValueError if one is not there."""
         parts = {name: part for name, part in checkpoint.parts(cfg) if name != "dit"}
         weights = {name: checkpoint.load(folder, name, part) for name, part in parts.items()}
-        self.digests = {name: _digest(p) for name, p in weights.items()}
+        self.digests = {name: digest(p) for name, p in weights.items()}
         self._cfg, self._p = cfg, {name: jax.tree.map(jnp.asarray, p) for name, p in weights.items()}
         self._p["vae"] = vae.lay_out(self._p["vae"], jax.default_backend())
         self._hearing = hear.make_hearing(cfg, self._p.get("wav2vec"))

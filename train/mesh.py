@@ -5,7 +5,7 @@ averages and the optimiser's state over fsdp and tensor; XLA partitions the step
 of weights and the sums of gradients. Each process reads the rows of its own devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -15,19 +15,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from avatar_jax.core import axes
+from avatar_jax.core.axes import DATA, FSDP
 from avatar_jax.core.config import TrainMesh
 
-DATA, FSDP = "data", "fsdp"
 RULES: axes.Rules = {axes.HEADS: axes.TENSOR, axes.MLP: axes.TENSOR, axes.EMBED: FSDP}
 
 
-def make_mesh(cfg: TrainMesh) -> Mesh:
-    """The mesh of a run, its tensor devices neighbours.
+def make_mesh(cfg: TrainMesh, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a run, its tensor devices neighbours, of the `devices` given or all there are.
 
     Raises:
       ValueError: more devices are wanted than there are, or not all that several processes have.
     """
-    devices, several = jax.devices(), jax.process_count() > 1
+    devices, several = jax.devices() if devices is None else devices, jax.process_count() > 1
     if cfg.devices > len(devices) or (several and cfg.devices != len(devices)):
         wanted = f"data x fsdp x tensor = {cfg.data} x {cfg.fsdp} x {cfg.tensor} = {cfg.devices}"
         raise ValueError(f"config.train.mesh: {wanted}, but there are {len(devices)} devices; make them equal")
@@ -69,15 +69,23 @@ def _names(path: Any) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def make_state(build: Callable[[], Any], weights: Any, mesh: Mesh) -> Any:
-    """What `build` returns, every leaf made where it belongs: never whole on one device. `weights` as for `lying`."""
-    return jax.jit(build, out_shardings=lying(jax.eval_shape(build), weights, mesh))()
+def make_state(build: Callable[..., Any], weights: Any, mesh: Mesh, *given: Any) -> Any:
+    """What `build(*given)` returns, each leaf made where it belongs: never whole on one device. See `lying`."""
+    return jax.jit(build, out_shardings=lying(jax.eval_shape(build, *given), weights, mesh))(*given)
 
 
 def make_step(step: Callable, state: Any, mesh: Mesh) -> Callable:
-    """`step(state, batch, key) -> (state, scalars)`, compiled: the state given up and back where it was."""
+    """`step(state, batch, key, ...) -> (state, scalars)`, compiled: the state given up and back where it was.
+
+    Kernels that XLA does not partition find the mesh while the step is traced.
+    """
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, out_shardings=(where, everywhere(mesh)), donate_argnums=0)
+
+    def placed(*given: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(*given)
+
+    return jax.jit(placed, out_shardings=(where, everywhere(mesh)), donate_argnums=0)
 
 
 def spread(batch: Any, mesh: Mesh | None) -> Any:

@@ -11,6 +11,7 @@ import os
 import pathlib
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,10 +37,15 @@ def define() -> None:
     flags.DEFINE_string("videos", None, "Folder of the videos; NAME.txt beside a video is its text.")
     flags.DEFINE_string("checkpoint", None, "Folder of the VAE and what else encodes; the embedded one if it has them.")
     flags.DEFINE_string("workdir", None, "Where the shards and the manifest go.")
+    flags.DEFINE_integer("shard_files", 64, "Videos of one shard.", lower_bound=1)
+    define_reading()
+
+
+def define_reading() -> None:
+    """The flags that say how videos are read, for every main that reads some."""
     flags.DEFINE_integer("workers", os.cpu_count() or 1, "Videos read at once, each by a process.", lower_bound=1)
     flags.DEFINE_float("file_seconds", 900.0, "Time that one video is given.", lower_bound=0.0)
     flags.DEFINE_integer("file_megabytes", 2048, "Memory that one video is given.", lower_bound=64)
-    flags.DEFINE_integer("shard_files", 64, "Videos of one shard.", lower_bound=1)
     flags.DEFINE_string("detector", "avatar_jax.data.detect:faces", "What finds faces, module:function.")
     flags.DEFINE_enum("faceless", "drop", ["drop", "centre"], "Clips without a face: left out, or cropped centrally.")
 
@@ -165,6 +171,27 @@ def cut_of(cfg: configs.TrainingConfig) -> Cut:
     )
 
 
+def limits() -> Limits:
+    """What each video is given, as the flags say."""
+    return Limits(FLAGS.file_seconds, FLAGS.file_megabytes)
+
+
+def prepare(books: manifest.Books, videos: pathlib.Path, encoder: Encoder, how: Cut) -> Counter[str]:
+    """Every source of the books that is not done; the counts of all. Raises InputError where it cannot be written."""
+    try:
+        Preparation(books, videos, encoder, how, limits()).run(FLAGS.workers)
+        return books.close()
+    except OSError as error:
+        told = f"cannot be written ({error.strerror}), free some space and run again"
+        raise InputError(f"{books.folder}: {told}") from error
+
+
+def reasons(counts: Counter[str]) -> str:
+    """Why what was not kept was not: "3 silent, 1 no_face", or "none"."""
+    named = (f"{n} {key.partition(':')[2]}" for key, n in counts.most_common() if key.startswith("reason:"))
+    return ", ".join(named) or "none"
+
+
 def main() -> None:
     """Prepares what is not prepared yet, then says what was kept and what was dropped."""
     cfg = check.validate(FLAGS.config)
@@ -179,16 +206,10 @@ def main() -> None:
     door.start_jax()
     encoder = Encoder(cfg, folder)
     books = manifest.Books(workdir, settings(cfg, how, encoder), sources, FLAGS.shard_files)
-    limits = Limits(FLAGS.file_seconds, FLAGS.file_megabytes)
-    try:
-        Preparation(books, videos, encoder, how, limits).run(FLAGS.workers)
-        counts = books.close()
-    except OSError as error:
-        raise InputError(f"{workdir}: cannot be written ({error.strerror}), free some space and run again") from error
-    dropped = ", ".join(f"{n} {key.partition(':')[2]}" for key, n in counts.most_common() if key.startswith("reason:"))
+    counts = prepare(books, videos, encoder, how)
     kept = f"{counts['kept']} of {counts['clips']} clips of {counts['sources']} videos kept"
     length = f"{counts['kept'] * how.video_frames / how.fps / 60:.1f} minutes"
-    sys.stdout.write(f"{kept}, {length}; not: {dropped or 'none'}\n{workdir / 'manifest.jsonl'}\n")
+    sys.stdout.write(f"{kept}, {length}; not: {reasons(counts)}\n{workdir / 'manifest.jsonl'}\n")
 
 
 if __name__ == "__main__":

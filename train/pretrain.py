@@ -89,7 +89,7 @@ def velocity_error(
     seen, levels = seen_whole(level_key, len(x0), cfg)
     sigma = jnp.repeat(levels, cfg.stream.block_latents, 1)
     noise = jax.random.normal(noise_key, x0.shape)
-    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg.train)
+    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg)
     v = window.velocity(
         p,
         flow.add_noise(x0, noise, sigma[..., None, None, None]),
@@ -98,6 +98,7 @@ def velocity_error(
         tuple(rollout.voice_of(p, speaker, cfg=cfg) for speaker in speakers),
         ahead=reference_ahead(place_key, len(x0), cfg),
         seen=seen,
+        cross=windows.prompt(p, batch.get("text"), cfg),
         cfg=cfg,
     )
     shape = (*levels.shape, -1, *x0.shape[2:])

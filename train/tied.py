@@ -47,7 +47,7 @@ def velocity_error(
     x0 = jnp.stack([latent[:, clock.times(block, cfg)] for block in range(blocks)], 1)
     sigma = flow.shift(jax.random.uniform(level_key, x0.shape[:2]), cfg.train.dit_shift)
     noise = jax.random.normal(noise_key, x0.shape)
-    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg.train)
+    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg)
     v = window.tied_velocity(
         p,
         slightly_noised(past_key, latent[:, : blocks * length]),
@@ -74,7 +74,7 @@ def whole_error(
     sigma = flow.shift(jax.random.uniform(level_key, x0.shape[:1]), cfg.train.dit_shift)
     noise = jax.random.normal(noise_key, x0.shape)
     speakers = windows.cut(windows.speakers_of(batch, cfg), 0, blocks * cfg.block_frames, cfg)
-    voices = tuple(rollout.voice_of(p, each, cfg=cfg) for each in windows.varied(vary_key, speakers, cfg.train))
+    voices = tuple(rollout.voice_of(p, each, cfg=cfg) for each in windows.varied(vary_key, speakers, cfg))
     v = window.teacher(
         p, flow.add_noise(x0, noise, sigma[:, None, None, None, None]), sigma, reference, voices, cfg=cfg
     )

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from avatar_jax.core import config as configs
 from avatar_jax.data import latents
-from avatar_jax.models import mel
+from avatar_jax.models import dit, mel
 from avatar_jax.stream.state import Speaker
 from train import loop
 from train import mesh as meshes
@@ -25,9 +25,8 @@ NOTHING = (
 def batches(folders: str, batch: int, mesh: Mesh, cfg: configs.TrainingConfig) -> grain.DatasetIterator:
     """This process' rows of batches of windows, from folders as `latents.weighted` reads them."""
     share = meshes.share(batch, mesh)
-    data = latents.window_dataset(
-        latents.weighted(folders), cfg, silence=mel.silence(cfg.mel), batch=batch // share.count
-    )
+    silence = mel.silence(cfg.sound) if isinstance(cfg.sound, configs.MelConfig) else None
+    data = latents.window_dataset(latents.weighted(folders), cfg, silence=silence, batch=batch // share.count)
     paired = latents.paired(share.of(data), cfg.train.dit_beside)
     return loop.batches(paired, threads=cfg.data.workers, prefetch=8)
 
@@ -59,6 +58,11 @@ def speakers_of(batch: Batch, cfg: configs.Config) -> Speakers:
         )
         for number in range(count)
     )
+
+
+def prompt(p: dict, text: jax.Array | None, cfg: configs.Config) -> Any:
+    """Keys and values of captions [B, n, text_width], or None where there are none. p: as the transformer runs it."""
+    return None if text is None else dit.remember(p, text.astype(jnp.float32), cfg=cfg.dit)
 
 
 def without(speakers: Speakers) -> Speakers:
@@ -100,18 +104,21 @@ def dropped_signals(key: jax.Array, signals: dict[str, jax.Array], share: float)
     return {name: drop(jax.random.fold_in(key, i), rows) for i, (name, rows) in enumerate(sorted(signals.items()))}
 
 
-def varied(key: jax.Array, speakers: Speakers, cfg: configs.TrainConfig) -> Speakers:
-    """Louder or quieter; `dit_drop_audio` of them unheard; signals dropped by themselves. Silence stays silence."""
+def louder(key: jax.Array, features: jax.Array) -> jax.Array:
+    """Log-mel features [B, A, 1, W], each recording louder or quieter. Silence stays silence."""
+    gained = features + jax.random.uniform(key, (len(features), 1, 1, 1), minval=-0.3, maxval=0.1)
+    return jnp.where(features > mel.SILENCE_VALUE, jnp.maximum(gained, mel.SILENCE_VALUE), mel.SILENCE_VALUE)
+
+
+def varied(key: jax.Array, speakers: Speakers, cfg: configs.TrainingConfig) -> Speakers:
+    """Log-mel louder or quieter; `dit_drop_audio` of the speakers unheard; signals dropped by themselves."""
+    rates, loudness = cfg.train, isinstance(cfg.sound, configs.MelConfig)
 
     def vary(key: jax.Array, speaker: Speaker) -> Speaker:
         gain_key, drop_key, signal_key = jax.random.split(key, 3)
-        shape = (len(speaker.features), 1, 1, 1)
-        louder = speaker.features + jax.random.uniform(gain_key, shape, minval=-0.3, maxval=0.1)
-        louder = jnp.where(
-            speaker.features > mel.SILENCE_VALUE, jnp.maximum(louder, mel.SILENCE_VALUE), mel.SILENCE_VALUE
-        )
-        unheard = jax.random.uniform(drop_key, shape) < cfg.dit_drop_audio
-        rows = dropped_signals(signal_key, dict(speaker.signals), cfg.dit_drop_signal)
-        return dataclasses.replace(speaker, features=jnp.where(unheard, NOTHING, louder), signals=rows)
+        features = louder(gain_key, speaker.features) if loudness else speaker.features
+        unheard = jax.random.uniform(drop_key, (len(features), 1, 1, 1)) < rates.dit_drop_audio
+        rows = dropped_signals(signal_key, dict(speaker.signals), rates.dit_drop_signal)
+        return dataclasses.replace(speaker, features=jnp.where(unheard, NOTHING, features), signals=rows)
 
     return tuple(vary(jax.random.fold_in(key, number), speaker) for number, speaker in enumerate(speakers))

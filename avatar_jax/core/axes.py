@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from avatar_jax.core.spec import Leaf, Spec
 
 TENSOR = "tensor"  # the mesh axis that splits one layer's work
+DATA, FSDP = "data", "fsdp"  # the mesh axes that split a training batch; the second one splits weights too
 LAYERS, EMBED, HEADS, MLP = "layers", "embed", "heads", "mlp"
 Rules = Mapping[str, str]  # logical name -> mesh axis
 
@@ -84,3 +85,29 @@ def lay(leaf: Any, where: NamedSharding) -> jax.Array:
 def one_layer(tree: Any) -> Any:
     """How one layer lies, of shardings of stacked layers."""
     return jax.tree.map(lambda stacked: NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:])), tree)
+
+
+def traced(batch: int) -> tuple[tuple[str, ...] | None, str | None]:
+    """Axes of the mesh that is told while a program is traced (`jax.sharding.use_abstract_mesh`).
+
+    Returns:
+      those that `batch` rows are split over, if they divide, and the tensor axis; None where there is none.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return None, None
+    free = [name for name in mesh.axis_names if name not in mesh.manual_axes and mesh.shape[name] > 1]
+    over = tuple(name for name in (DATA, FSDP) if name in free)
+    rows = over if over and batch % math.prod(mesh.shape[name] for name in over) == 0 else None
+    return rows, TENSOR if TENSOR in free else None
+
+
+def spread_tokens(x: jax.Array) -> jax.Array:
+    """The stream between two layers [B, S, D] with its tokens split over the tensor axis (sequence parallelism).
+
+    What training keeps of every layer is then a part on each device. Where no mesh is told it stays as it is.
+    """
+    mesh, (rows, tensor) = jax.sharding.get_abstract_mesh(), traced(len(x))
+    if tensor is None or mesh.manual_axes or x.shape[1] % mesh.shape[tensor]:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, tensor, None))

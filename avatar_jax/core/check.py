@@ -34,7 +34,7 @@ def _picture(cfg: configs.PictureConfig) -> None:
     _require(d.latent_channels == a.latent_channels, "dit.latent_channels", d.latent_channels, "must equal vae's")
     _require(d.heads > 0 and d.width % (2 * d.heads) == 0, "dit.heads", d.heads, f"must split width={d.width} evenly")
     _require(all(0 <= i < d.layers for i in d.audio_inject), "dit.audio_inject", d.audio_inject, "block out of range")
-    _one_of("dit.layer_loop", d.layer_loop, ("scan", "unroll"))
+    _one_of("dit.layer_loop", d.layer_loop, ("scan", "fold", "unroll"))
     _one_of("dit.remat", d.remat, REMATS)
 
 
@@ -194,7 +194,19 @@ def _distill(d: configs.DistillConfig, cfg: configs.TrainingConfig) -> None:
     _require(d.every >= 1, "train.distill.every", d.every, "must be at least 1")
     most = cfg.train.dit_blocks
     _require(1 <= d.blocks <= most, "train.distill.blocks", d.blocks, f"1 to train.dit_blocks={most}, what data has")
+    rows = cfg.train.mesh.data * cfg.train.mesh.fsdp
+    told = f"must be a multiple of {rows}, train.mesh.data x fsdp"
+    _require(d.student.batch % rows == 0, "train.distill.student.batch", d.student.batch, told)
     _require(0.0 <= d.anchored <= 1.0, "train.distill.anchored", d.anchored, "a share, 0 to 1")
+
+
+def _finetune(f: configs.FinetuneConfig, cfg: configs.TrainingConfig) -> None:
+    _optim(f.optim, "train.finetune.optim")
+    _require(f.rank >= 1, "train.finetune.rank", f.rank, "must be at least 1: what is learned is adapters")
+    _require(0.0 < f.held_out < 1.0, "train.finetune.held_out", f.held_out, "a share of the clips, between 0 and 1")
+    pieces = cfg.train.mesh.data * cfg.train.mesh.fsdp * f.optim.accumulate
+    told = f"must be a multiple of {pieces}, train.mesh.data x fsdp x train.finetune.optim.accumulate"
+    _require(f.optim.batch % pieces == 0, "train.finetune.optim.batch", f.optim.batch, told)
 
 
 def validate(cfg: Run) -> Run:
@@ -213,6 +225,12 @@ def validate(cfg: Run) -> Run:
         for name in ("vae", "decoder", "dit"):
             _optim(getattr(cfg.train, name), f"train.{name}")
         _train_mesh(cfg)
+        told = "windows tied by knots are not trained on text yet: must be None"
+        _require(not (cfg.stream.knot and cfg.text), "text", "...", told)
+        beside = cfg.train.dit_beside
+        _require(not (beside and cfg.text), "train.dit_beside", beside, "two speakers have two texts: must be 0")
         if cfg.train.distill:
             _distill(cfg.train.distill, cfg)
+        if cfg.train.finetune:
+            _finetune(cfg.train.finetune, cfg)
     return cfg

@@ -7,7 +7,7 @@ Dataclasses are hashable and treated as frozen after `check.validate`, so they a
 import dataclasses
 from typing import Any, NamedTuple
 
-from avatar_jax.core.effort import DistillConfig, OptimConfig, TrainMesh
+from avatar_jax.core.effort import DistillConfig, FinetuneConfig, OptimConfig, TrainMesh
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -110,7 +110,7 @@ class DitConfig:
     audio_inject: tuple[int, ...]  # block indices followed by an audio injector
     eps: float
     rope_theta: float
-    layer_loop: str  # "scan" or "unroll"
+    layer_loop: str  # "scan" of the layers between injectors, "fold" of all, or "unroll"
     compute_dtype: str
     attention: str  # kernel name, see avatar_jax/nn/attention.py
     signals: tuple[Signal, ...] = ()  # read by the audio injectors, a token a latent frame each
@@ -283,6 +283,7 @@ class TrainConfig:
     dit_whole: float = 0.0  # share of steps that see a window whole, at one noise level: they make the teacher
     dit_beside: int = 0  # every so many batches hold pairs of pictures side by side, two speakers; 0: none
     distill: DistillConfig | None = None
+    finetune: FinetuneConfig | None = None
     mesh: TrainMesh = dataclasses.field(default_factory=TrainMesh)
 
 

@@ -50,3 +50,13 @@ class DistillConfig:
     guidance: float  # of the teacher, u + g (c - u)
     shift: float  # of the levels at which the two scores compare
     anchored: float  # share of rollouts whose first block starts from data: keeps the motion alive
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class FinetuneConfig:
+    """One person: adapters learned on the stage-one weights from a few minutes of video."""
+
+    optim: OptimConfig
+    rank: int  # of the adapters
+    alpha: float  # their scale is alpha / rank
+    held_out: float  # share of the clips, the last ones, that nothing is learned from

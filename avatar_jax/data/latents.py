@@ -1,8 +1,9 @@
 """Encoded clips on disk: ArrayRecord shards of latents and sound, and the training windows cut from them.
 
 A record holds one clip of one identity: latents [1 + 3n, h, w, C] whose first is the reference image (also the VAE's
-first frame, as in a stream), and of the 12n video frames that follow it log-mel features [12n, audio_width] and driving
-signals ("signal.<name>", [12n, width], deviations from rest).
+first frame, as in a stream), and of the 12n video frames that follow it log-mel features [12n, audio_width], or those
+of an ear with layers [12n, layers, audio_width], and driving signals ("signal.<name>", [12n, width], deviations from
+rest); where the model reads text also the rows of a caption ("text", [n, text_width]).
 """
 
 import contextlib
@@ -65,9 +66,12 @@ def read_shard(path: pathlib.Path) -> Iterator[Record]:
 
 
 class _Window(grain.transforms.RandomMap):
-    """Cuts a random run of blocks out of a clip; the sound's left context is silence before the clip's start."""
+    """Cuts a random run of blocks out of a clip.
 
-    def __init__(self, cfg: TrainingConfig, silence: np.ndarray):
+    Before the clip's start the sound's left context is silence; where nobody knows its features, the first ones again.
+    """
+
+    def __init__(self, cfg: TrainingConfig, silence: np.ndarray | None):
         self._cfg, self._silence = cfg, silence
 
     def random_map(self, element: bytes, rng: np.random.Generator) -> Mapping[str, Any]:
@@ -77,16 +81,29 @@ class _Window(grain.transforms.RandomMap):
         spare = len(latents) - 1 - cfg.window_latents
         first = int(rng.integers(spare // length + 1))
         context = cfg.stream.audio_context
-        if rng.random() < HUSHED:
-            sound = np.where(pauses(record)[:, None], self._silence.astype(sound.dtype), sound)
-        heard = np.concatenate([np.tile(self._silence, (context, 1)).astype(sound.dtype), sound])
+        hushed, silence = (
+            rng.random() < HUSHED,
+            sound[0] if self._silence is None else self._silence.astype(sound.dtype),
+        )
+        if hushed and self._silence is not None:
+            sound = np.where(pauses(record)[:, None], silence, sound)
+        heard = np.concatenate([np.repeat(silence[None], context, 0), sound])
+        heard = heard.reshape(len(heard), cfg.dit.audio_layers, -1)
         start, frames = first * cfg.block_frames, cfg.window_latents * cfg.vae.temporal_stride
         return {
             "latent": latents[1 + first * length :][: cfg.window_latents],
             "reference": latents[:1],
-            "features": heard[None, start : start + context + frames, None],
+            "features": heard[None, start : start + context + frames],
             "signals": {s.name: record[SIGNAL + s.name][None, start : start + frames] for s in cfg.dit.signals},
-        }
+        } | caption(record, cfg)
+
+
+def caption(record: Record, cfg: TrainingConfig) -> dict[str, np.ndarray]:
+    """A clip's text as every window has it, filled up with rows of zeros; empty where the model reads none."""
+    if not cfg.dit.text_width:
+        return {}
+    missing = cfg.dit.text_tokens - len(record["text"])
+    return {"text": np.pad(record["text"], ((0, missing), (0, 0)))}
 
 
 def pauses(record: Record) -> np.ndarray:
@@ -112,10 +129,12 @@ def paired(batches: grain.MapDataset, every: int) -> grain.MapDataset:
     return batches.map_with_index(lambda i, given: given if (i + 1) % every else beside(given)) if every else batches
 
 
-def _check_signals(shard: str, cfg: TrainingConfig) -> None:
-    """ValueError unless the shard's clips have the signals that `cfg` wants."""
+def _check(shard: str, cfg: TrainingConfig) -> None:
+    """ValueError unless the shard's clips have the text and the signals that `cfg` wants."""
     source: Any = grain.sources.ArrayRecordDataSource([shard])
     record = load(source[0])
+    if cfg.dit.text_width and "text" not in record:
+        raise ValueError(f"{shard}: its clips hold no text, which this model reads; make them with train.prepare")
     for signal in cfg.dit.signals:
         found = record.get(SIGNAL + signal.name)
         if found is None or found.shape[1] != signal.width:
@@ -147,22 +166,29 @@ def _shuffled(folder: pathlib.Path, cfg: TrainingConfig) -> grain.MapDataset:
     shards = sorted(str(path) for path in folder.glob("clips-*.array_record"))
     if not shards:
         raise ValueError(f"no encoded clips in {folder}; run train.latents with the same --workdir first")
-    for shard in shards if cfg.dit.signals else []:
-        _check_signals(shard, cfg)
+    for shard in shards if cfg.dit.signals or cfg.dit.text_width else []:
+        _check(shard, cfg)
     source: Any = grain.sources.ArrayRecordDataSource(shards)
     return grain.MapDataset.source(source).seed(cfg.data.seed).shuffle().repeat()
 
 
 def window_dataset(
-    folder: pathlib.Path | Mapping[pathlib.Path, float], cfg: TrainingConfig, *, silence: np.ndarray, batch: int
+    folder: pathlib.Path | Mapping[pathlib.Path, float], cfg: TrainingConfig, *, silence: np.ndarray | None, batch: int
 ) -> grain.MapDataset:
-    """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, S, A, 1, W].
+    """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, S, A, l, W].
 
-    With them "signals", each of `cfg.dit.signals` by name, [B, S, 4F, width]. S speakers: one (`paired` makes two). Of
-    several folders, each gives windows in proportion to its weight, and shuffles and repeats by itself.
+    With them "signals", each of `cfg.dit.signals` by name, [B, S, 4F, width], and where the model reads it "text"
+    [B, text_tokens, text_width]. S speakers: one (`paired` makes two). Of several folders, each gives windows in
+    proportion to its weight, and shuffles and repeats by itself.
+
+    Args:
+      folder: where the shards are.
+      cfg: the run.
+      silence: features of digital silence [W], or None for an ear that has none.
+      batch: windows of a batch.
 
     Raises:
-      ValueError: no shards in a folder, or shards without those signals.
+      ValueError: no shards in a folder, or shards without that text or those signals.
     """
     weights = {folder: 1.0} if isinstance(folder, pathlib.Path) else folder
     parts = [_shuffled(part, cfg) for part in weights]

@@ -2,7 +2,7 @@
 
 The kernel works on whole tiles, so queries and keys are filled up to them, and keys that do not count are put into
 another segment than the queries. It is one device's program: on a mesh whose "tensor" axis has several devices each
-runs its own heads.
+runs its own heads, and where a batch is split over "data" and "fsdp" its own rows.
 """
 
 import functools
@@ -50,11 +50,11 @@ def attention(
         raise ValueError(f"attention='splash' needs heads of a multiple of {LANES} channels, not {q.shape[-1]}")
     seen = jnp.broadcast_to(jnp.asarray(k.shape[1] if count is None else count, jnp.int32), (len(q),))
     run = functools.partial(_heads, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.shape.get(axes.TENSOR, 1) > 1:
-        split = PartitionSpec(None, None, axes.TENSOR, None)
+    rows, heads = axes.traced(len(q))
+    if rows or heads:
+        split = PartitionSpec(rows, None, heads, None)
         # a Pallas call is opaque to the partitioner, and its outputs carry no account of how they vary
-        run = jax.shard_map(run, in_specs=(split, split, split, PartitionSpec()), out_specs=split, check_vma=False)
+        run = jax.shard_map(run, in_specs=(split, split, split, PartitionSpec(rows)), out_specs=split, check_vma=False)
     return run(q, k, v, seen)
 
 
@@ -69,7 +69,16 @@ def _heads(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, *, interpr
     heads = q.shape[2]
     run = kernel.make_splash_mha(
         masks.MultiHeadMask([masks.FullMask((rows, columns)) for _ in range(heads)]),
-        block_sizes=kernel.BlockSizes(block_q=tile_q, block_kv=tile_kv, block_kv_compute=tile_kv),
+        block_sizes=kernel.BlockSizes(
+            block_q=tile_q,
+            block_kv=tile_kv,
+            block_kv_compute=tile_kv,
+            block_q_dkv=tile_q,
+            block_kv_dkv=tile_kv,
+            block_kv_dkv_compute=tile_kv,
+            block_q_dq=tile_q,
+            block_kv_dq=tile_kv,
+        ),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,

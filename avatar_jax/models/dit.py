@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avatar_jax.core import axes
 from avatar_jax.core.config import DitConfig
 from avatar_jax.core.spec import Leaf, stack
-from avatar_jax.models import audio, condition, signal
+from avatar_jax.models import audio, condition, segment, signal
 from avatar_jax.models import level as levels
 from avatar_jax.models.level import TIMESTEPS as TIMESTEPS
 from avatar_jax.models.level import Level, level
@@ -71,8 +72,8 @@ def spec(cfg: DitConfig) -> dict:
 
 
 def lay_out(p: dict, cfg: DitConfig) -> dict:
-    """Checkpoint weights in the layout `cfg.layer_loop` runs: stacked for "scan", a tuple of layers for "unroll"."""
-    if cfg.layer_loop == "scan":
+    """Checkpoint weights in the layout `cfg.layer_loop` runs: a tuple of layers for "unroll", else stacked."""
+    if cfg.layer_loop != "unroll":
         return p
     laid = p | {"blocks": kv.unstack(p["blocks"], cfg.layers)}
     if "audio" in p:
@@ -122,14 +123,6 @@ def _block(
     return (y + gate2 * h).astype(x.dtype), state
 
 
-def _segments(cfg: DitConfig) -> list[tuple[int, int, int | None]]:
-    """Runs of blocks (start, stop, injector after the run or None)."""
-    stops = [layer + 1 for layer in cfg.audio_inject]
-    starts = [0, *stops]
-    parts: list[tuple[int, int, int | None]] = list(zip(starts, stops, range(len(stops)), strict=False))
-    return [*parts, (starts[-1], cfg.layers, None)] if starts[-1] < cfg.layers else parts
-
-
 def _run(
     p: dict,
     x: jax.Array,
@@ -153,22 +146,27 @@ def _run(
     x = x.astype(cfg.compute_dtype)
 
     def body(x, weights, memories, state):
-        return _block(weights, x, at.modulation, counts, memories, attend, state, cfg)
+        x, state = _block(weights, x, at.modulation, counts, memories, attend, state, cfg)
+        return axes.spread_tokens(x), state
 
-    def listen(x, injector):
+    def listen(x, weights, voices):
         spoken = x[:, :noisy].reshape(len(x), frames, rows * columns, -1)
-        spoken = audio.inject(kv.layer(p["audio"]["injectors"], injector), spoken, heard[injector], cfg=cfg)
+        spoken = audio.inject(weights, spoken, voices, cfg=cfg)
         return jax.lax.dynamic_update_slice(x, spoken.reshape(len(x), noisy, -1), (0, 0, 0))
 
-    cross, body = kv.nothing(p["blocks"]) if cross is None else cross, remat.wrap(body, cfg.remat)
-    for start, stop, injector in _segments(cfg):
+    cross, segments = kv.nothing(p["blocks"]) if cross is None else cross, segment.runs(cfg)
+    if cfg.layer_loop == "fold" and heard:
+        body, which = segment.fold(body, listen, p["audio"]["injectors"], heard, cfg)
+        cross, segments = (cross, which), [(0, cfg.layers, None)]
+    body, listen, x = remat.wrap(body, cfg.remat), remat.wrap(listen, cfg.remat), axes.spread_tokens(x)
+    for start, stop, injector in segments:
         if rewrite:
             x, states = kv.rewrite(body, x, p["blocks"], cross, states, start=start, stop=stop)
         else:
             x, _ = kv.loop(body, x, p["blocks"], cross, states, start=start, stop=stop)
         if injector is not None and heard:
             with jax.named_scope(f"injector{injector}"):
-                x = listen(x, injector)
+                x = listen(x, kv.layer(p["audio"]["injectors"], injector), heard[injector])
     shift, scale = (
         _spread(row, counts) for row in jnp.moveaxis(p["head"]["modulation"] + at.embedding[..., None, :], -2, 0)
     )
@@ -245,7 +243,7 @@ def apply(
     *,
     phase: Phase,
     reference_phases: Phase = NOWHERE,
-    mask: np.ndarray | jax.Array,
+    mask: np.ndarray | jax.Array | None,
     voices: tuple[audio.Voice, ...] = (),
     cross: Any = None,
     given: condition.Given | None = None,
@@ -260,7 +258,7 @@ def apply(
       reference: keys and values from `prefill`, or None.
       phase: phases of the video tokens, [S, K/2] or [B, S, K/2].
       reference_phases: phases of one copy of the reference a block, [blocks R, K/2] or with a batch axis.
-      mask: bool [S, blocks R + S], from `mask`.
+      mask: bool [S, blocks R + S], from `mask`; None where every token sees all there is.
       voices: from `audio.encode`.
       cross: from `remember`, or None.
       given: what joins the noisy latents, or None.
@@ -271,7 +269,8 @@ def apply(
     """
     chex.assert_rank([latent, sigma], [5, 2])
     chex.assert_equal_shape_prefix([latent, sigma], 2)
-    copies = mask.shape[1] - mask.shape[0]
+    copies = reference_phases.cos.shape[-2]
+    seen = None if mask is None else jnp.asarray(mask)[None, None]
 
     def attend(q, k, v, state):
         keys, values = rotate(k, phase), v
@@ -279,9 +278,7 @@ def apply(
             held_k, held_v = (jnp.tile(held, (1, copies // held.shape[1], 1, 1)) for held in state)
             keys = jnp.concatenate([rotate(held_k, reference_phases), keys], 1)
             values = jnp.concatenate([held_v, values], 1)
-        return attention.attend(
-            rotate(q, phase), keys, values, mask=jnp.asarray(mask)[None, None], kernel=cfg.attention
-        ), ()
+        return attention.attend(rotate(q, phase), keys, values, mask=seen, kernel=cfg.attention), ()
 
     grid = _grid(latent, cfg)
     counts = (grid[1] * grid[2],) * grid[0]
@@ -354,7 +351,7 @@ def apply_block(
 
     Args:
       p: weights from `lay_out`.
-      cache: one `KVCache` a layer.
+      cache: one `KVCache` a layer; or all of them in a `kv.Read`, and they stay as they are.
       latent: noisy latents of the block [B, F, h, w, C].
       at: its noise level, from `level`.
       phase: phases of the block's tokens, [S, K/2] or [B, S, K/2].
@@ -377,10 +374,15 @@ def apply_block(
         keys, values = (bands.join(side, band, 1, frames) for side in (rotate(k, phase), v))
         layer = kv.commit(layer, keys, values, slots=slots, reference=reference_phase)
         count = None if filled is None else kv.readable(layer, filled)
-        return attention.attend(rotate(q, phase), layer.k, layer.v, count=count, kernel=cfg.attention), layer
+        mixed = attention.attend(rotate(q, phase), layer.k, layer.v, count=count, kernel=cfg.attention)
+        return mixed, layer if rewrite else ()
 
-    x, grid = condition.embed_noisy(p, latent, given, cfg), _grid(latent, cfg)
-    v, cache = _run(
-        p, x, at, (x.shape[1],), grid=grid, heard=heard, cross=cross, attend=attend, states=cache, rewrite=True, cfg=cfg
+    rewrite = not isinstance(cache, kv.Read)
+    x, grid, states = (
+        condition.embed_noisy(p, latent, given, cfg),
+        _grid(latent, cfg),
+        cache if rewrite else cache.every,
     )
-    return cache, bands.join(v, band, 2)
+    sides = {"grid": grid, "heard": heard, "cross": cross, "attend": attend, "states": states}
+    v, states = _run(p, x, at, (x.shape[1],), **sides, rewrite=rewrite, cfg=cfg)
+    return states if rewrite else cache, bands.join(v, band, 2)

@@ -47,6 +47,15 @@ class Stacked(NamedTuple):
 Memory = KVCache | Stacked
 
 
+class Read(NamedTuple):
+    """All layers' memories for a call that leaves them as they are, as the backward pass of a block wants them.
+
+    What a layer wrote would else be kept for every layer: the whole memory as often as there are layers.
+    """
+
+    every: Any
+
+
 def empty(reference_k: jax.Array, reference_v: jax.Array, slots: int) -> KVCache:
     """A layer's memory holding the reference [B, R, N, K] and `slots` free tokens."""
     free = jnp.zeros((reference_k.shape[0], slots, *reference_k.shape[2:]), reference_k.dtype)

@@ -195,7 +195,8 @@ def _backward(cfg: Config, residuals: Any, gradient: jax.Array) -> tuple[dict, N
     def step(total: dict, number: jax.Array) -> tuple[dict, None]:
         block, x, pull = jax.tree.map(lambda leaf: leaf[number], (task.blocks, kept.x, gradient))
         past = _before(p, number, kept, task, cfg)
-        again = jax.vjp(lambda p: leave(p, past, block, x, task, cfg=cfg)[1], p)[1]
+        read = _with(past, kv.Read(memory_of(past)))
+        again = jax.vjp(lambda p: leave(p, read, block, x, task, cfg=cfg)[1], p)[1]
         return jax.tree.map(jnp.add, total, again(pull)[0]), None
 
     zeros = jax.tree.map(jnp.zeros_like, p)

@@ -118,7 +118,7 @@ def _draw_first(
 
 def _rows(cfg: Config) -> tuple[PartitionSpec, PartitionSpec]:
     """Over which axes the leaves of flights lie, and those of memories, that have layers before streams if stacked."""
-    layers = (None,) if cfg.dit.layer_loop == "scan" else ()
+    layers = (None,) if cfg.dit.layer_loop != "unroll" else ()
     return PartitionSpec(STAGE, DATA), PartitionSpec(STAGE, *layers, DATA)
 
 
@@ -225,7 +225,7 @@ def _change(
     p: dict, state: PipelineState, held: Any, cross: Any, slot: jax.Array, where: jax.Array, *, cfg: Config
 ) -> PipelineState:
     """Another scene for one slot of a stage if `where`, bool [1, 1]: what its memories know of it, and its prompt."""
-    layers = int(cfg.dit.layer_loop == "scan")
+    layers = int(cfg.dit.layer_loop != "unroll")
 
     def put(whole: jax.Array, part: jax.Array) -> jax.Array:  # [L, B, ...] and [L, 1, ...], or of one layer
         at: list[Any] = [0] * whole.ndim
@@ -273,7 +273,7 @@ def abstract(p: dict, scene: Scene, entering: BlockInput, *, mesh: Mesh, cfg: Co
       cfg: the run.
     """
     stages, streams = entering.noise.shape[:2]
-    layers = int(cfg.dit.layer_loop == "scan")
+    layers = int(cfg.dit.layer_loop != "unroll")
 
     def enter(p: dict, block: BlockInput) -> Flight:
         return rollout.enter(p, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), block), cfg=cfg)

@@ -8,6 +8,8 @@ Blocks tied by knots overlap, and what they remember is known and clean; so thei
 those that its memory would hold (`tied_velocity`).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,8 @@ def velocity(
     voices: tuple[audio.Voice, ...],
     *,
     ahead: jax.Array | np.ndarray,
-    seen: np.ndarray | jax.Array,
+    seen: np.ndarray | jax.Array | None,
+    cross: Any = None,
     cfg: Config,
 ) -> jax.Array:
     """Velocity of a window.
@@ -54,18 +57,19 @@ def velocity(
       sigma: level of each latent frame, [B, F].
       reference: latent of the portrait, [B, 1, h, w, C].
       voices: what drives it, from `rollout.voice_of`.
-      ahead: rotary time position of each block's copy of the reference, [blocks] or [B, blocks].
-      seen: `causal` or `whole`.
+      ahead: rotary time position of each copy of the reference, a block's or the only one, [copies] or [B, copies].
+      seen: `causal` or `whole` where every block has a copy; None where everything sees everything.
+      cross: the prompt, from `dit.remember`, or None.
       cfg: the run, of the picture's own size.
 
     Returns:
       v = noise - x0, [B, F, h, w, C], float32.
     """
     tokens = condition.embed_reference(p, reference, cfg.dit)
-    held = dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
+    held = dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cross, cfg=cfg.dit)
     phase, copies = clock.grid_phase(np.arange(x.shape[1]), cfg), clock.grid_phase(ahead, cfg)
     sides = {"phase": phase, "reference_phases": copies, "mask": seen, "given": nothing_known(x, cfg)}
-    return dit.apply(p, x, sigma, held, voices=voices, **sides, cfg=cfg.dit)
+    return dit.apply(p, x, sigma, held, voices=voices, cross=cross, **sides, cfg=cfg.dit)
 
 
 def nothing_known(x: jax.Array, cfg: Config) -> condition.Given:
@@ -81,16 +85,19 @@ def teacher(
     reference: jax.Array,
     voices: tuple[audio.Voice, ...],
     *,
+    cross: Any = None,
     cfg: Config,
 ) -> jax.Array:
-    """`velocity` where everything sees everything, one level for a clip: sigma [B]."""
-    blocks = x.shape[1] // cfg.stream.block_latents
+    """`velocity` where everything sees everything, one level for a clip: sigma [B].
+
+    What `whole` lets through, without the copies of the reference that it hides: so it needs no mask.
+    """
     level = jnp.broadcast_to(sigma[:, None], x.shape[:2])
-    if cfg.stream.knot:  # behind the clip's end, for all of it (knot_forcing.md section 1.5)
-        ahead = np.full(blocks, clock.running_ahead(blocks - 1, cfg.stream))
+    if cfg.stream.knot:  # behind the clip's end (knot_forcing.md section 1.5)
+        ahead = np.array([clock.running_ahead(x.shape[1] // cfg.stream.block_latents - 1, cfg.stream)])
     else:
-        ahead = starts(blocks, cfg) + cfg.stream.reference_ahead[0]
-    return velocity(p, x, level, reference, voices, ahead=ahead, seen=whole(blocks, cfg), cfg=cfg)
+        ahead = starts(1, cfg) + cfg.stream.reference_ahead[0]
+    return velocity(p, x, level, reference, voices, ahead=ahead, seen=None, cross=cross, cfg=cfg)
 
 
 def tied_times(blocks: int, cfg: Config) -> np.ndarray:

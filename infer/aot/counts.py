@@ -3,7 +3,7 @@ convolutions alone. The compiled programs are held against these numbers."""
 
 import itertools
 
-from avatar_jax.core.config import DitConfig, VaeConfig
+from avatar_jax.core.config import DitConfig, TrainingConfig, VaeConfig
 
 
 def _linear(rows: int, inputs: int, outputs: int) -> int:
@@ -112,3 +112,26 @@ def decode(cfg: VaeConfig, latents: int, rows: int, columns: int, *, border: boo
             scale *= 2
             total += convolve(outputs, outputs // 2, 1, 3)
     return total + convolve(widths[-1], 3 * cfg.pixel_patch**2, 3, 3)
+
+
+def rounds(cfg: TrainingConfig) -> tuple[int, int]:
+    """Of one rollout of stage two: all its blocks called once, and one call that sees it whole."""
+    assert cfg.train.distill is not None
+    blocks, stream, frame = cfg.train.distill.blocks, cfg.stream, cfg.tokens_per_frame
+    tokens, frames = stream.block_latents * frame, blocks * stream.block_latents
+    streamed = sum(block(cfg.dit, tokens, min(n + 1, stream.window_blocks) * tokens, frame) for n in range(blocks))
+    whole = _ends(cfg.dit, frames * frame) + _injectors(cfg.dit, frames * frame) + level(cfg.dit, frames)
+    whole += _blocks(cfg.dit, frames * frame, (frames + 1) * frame) + prefill(cfg.dit, frame, {})
+    heard = stream.audio_context + cfg.vae.temporal_stride * frames
+    return streamed, whole + hear(cfg.dit, frames) + audio_encoder(cfg.dit, heard)
+
+
+def distill(cfg: TrainingConfig) -> int:
+    """One rollout of stage two that moves the student and the fake score, with as many calls as it has at most.
+
+    Every block is drawn in `steps` calls and the last done again; the rollout is seen whole by the teacher twice, by
+    the fake score once, and once more to learn. A gradient goes through a call at its cost again: the base is frozen.
+    Adapters and recomputation are not counted.
+    """
+    streamed, whole = rounds(cfg)
+    return (cfg.stream.steps + 2) * streamed + (2 + 1 + 2) * whole

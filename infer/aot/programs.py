@@ -122,6 +122,7 @@ class Program:
     queries: int = 0
     keys: frozenset[int] = frozenset()  # lengths of what the queries see
     loop: str = ""
+    jitted: bool = False  # `fn` is compiled as its run compiles it
 
     @property
     def argument_bytes(self) -> int:

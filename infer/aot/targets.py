@@ -32,7 +32,7 @@ class Target:
 
 
 COUNTS = (1, 2, 4, 8)  # devices that a program may be split over: 40 heads divide by them
-FLAT = {1: "2x2", 2: "2x2", 4: "2x2", 8: "2x4", 16: "4x4"}
+FLAT = {1: "2x2", 2: "2x2", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8"}
 DEEP = {1: "2x2x1", 2: "2x2x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4"}
 TARGETS = {
     target.name: target

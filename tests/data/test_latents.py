@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import resource
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +60,23 @@ def test_windows_line_up_with_their_sound(folder, cfg):
             assert (before == (-1 if first == 0 else before)).all() and (first == 0 or before[-1] == 4 * first - 1)
             starts.add(first)
     assert starts == {0, 3, 6}  # whole blocks only, every run of two
+
+
+def test_an_ear_with_layers_and_captions(tmp_path, cfg):
+    """As wav2vec2 hears: nobody knows what silence is, so the first frame stands before the clip too."""
+    cfg.dit = dataclasses.replace(cfg.dit, audio_layers=3, audio_width=2, text_width=4, text_tokens=5)
+    sound = np.arange(24 * 6, dtype=np.float16).reshape(24, 3, 2)
+    record = {"latent": np.zeros((7, 2, 2, 16), np.float16), "features": sound, "text": np.ones((2, 4), np.float16)}
+    latents.write_shard(latents.shard_path(tmp_path, 0), [record])
+    batch: Any = latents.window_dataset(tmp_path, cfg, silence=None, batch=1)[0]
+    context = cfg.stream.audio_context
+    np.testing.assert_array_equal(batch["features"][0, 0, context:], sound)
+    np.testing.assert_array_equal(batch["features"][0, 0, :context], np.repeat(sound[:1], context, 0))
+    assert batch["text"].shape == (1, 5, 4) and batch["text"].sum() == 8.0
+    bare = {name: rows for name, rows in record.items() if name != "text"}
+    latents.write_shard(latents.shard_path(tmp_path, 0), [bare])
+    with pytest.raises(ValueError, match="hold no text"):
+        latents.window_dataset(tmp_path, cfg, silence=None, batch=1)
 
 
 def test_an_iterator_resumes_exactly(folder, cfg):

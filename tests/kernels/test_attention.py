@@ -29,6 +29,19 @@ def test_splash_equals_the_formula(queries: int, keys: int, count: int | None):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+def test_splash_has_the_gradient_of_the_formula():
+    drawn = _drawn(72, 140)
+
+    def loss(attend):
+        return jax.jit(jax.grad(lambda q, k, v: jnp.square(attend(q, k, v)).sum(), argnums=(0, 1, 2)))
+
+    found = loss(lambda q, k, v: splash.attention(q, k, v, count=jnp.int32(100), interpret=True))(*drawn)
+    expected = loss(lambda q, k, v: reference.attention(q, k, v, _counted(140, 100)))(*drawn)
+    for one, other in zip(found, expected, strict=True):
+        assert float(jnp.abs(other).mean()) > 1e-3
+        np.testing.assert_allclose(one, other, atol=5e-5)
+
+
 @pytest.mark.parametrize("kernel", ["reference", "xla", "auto"])
 def test_a_count_is_a_mask(kernel: str):
     q, k, v = _drawn(7, 12, 8)

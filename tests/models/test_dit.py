@@ -95,6 +95,17 @@ def streamed(p: dict, given: dict, cfg: Config, first: int = 0, *, full: bool = 
     return jnp.concatenate(out, 1)
 
 
+def test_layers_in_one_loop():
+    """It asks for its injectors, and does what the loops between them do; so does its gradient."""
+    results = []
+    for layer_loop in ("scan", "fold"):
+        cfg = small(layer_loop)
+        p, given = weights_of(cfg), inputs_of(cfg)
+        loss = jax.jit(jax.value_and_grad(lambda p, cfg=cfg, given=given: jnp.square(whole(p, given, cfg)).sum()))
+        results.append((loss(p), jax.jit(lambda p, cfg=cfg, given=given: streamed(p, given, cfg))(p)))
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-4), *results)
+
+
 @pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
 def test_streamed_equals_whole(layer_loop: str):
     cfg = small(layer_loop)

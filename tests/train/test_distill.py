@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.core import lora, spec
+from avatar_jax.core import lora, spec, tree
 from avatar_jax.core.check import validate
-from avatar_jax.core.config import DistillConfig, TrainingConfig
+from avatar_jax.core.config import DistillConfig, TrainingConfig, Umt5Config
 from avatar_jax.data import latents
 from avatar_jax.models import dit
-from avatar_jax.stream import window
+from avatar_jax.stream import rollout, window
 from configs import tiny_knot
 from tests.train import test_stages
 from train import distill, pretrain, windows
 
 BLOCKS = 2
+READS = Umt5Config(16, 8, 8, 2, 1, 8, 4, 8, 1e-6)
 KEY = 2  # of a rollout whose exit step is its second
 STREAM = jax.jit(distill.stream, static_argnums=3)
 TASK = jax.jit(distill.task_of, static_argnums=3)
@@ -146,12 +147,57 @@ def test_a_window_seen_whole():
     assert causal.sum(1).tolist() == [4 * tokens] * (3 * tokens) + [7 * tokens] * (3 * tokens)
 
 
+def test_a_teacher_needs_no_mask():
+    """It sees what `whole` lets a window see, and draws the same."""
+    cfg = run()
+    p, given = dit.lay_out(weights_of(cfg), cfg.dit), test_stages.window(cfg)
+    x, level, (speaker,) = given["latent"], jnp.full(2, 0.5), windows.speakers_of(given, cfg)
+    ahead = window.starts(BLOCKS, cfg) + cfg.stream.reference_ahead[0]
+
+    def masked(p: dict) -> jax.Array:
+        seen, levels = window.whole(BLOCKS, cfg), jnp.broadcast_to(level[:, None], x.shape[:2])
+        voices = (rollout.voice_of(p, speaker, cfg=cfg),)
+        return window.velocity(p, x, levels, given["reference"], voices, ahead=ahead, seen=seen, cfg=cfg)
+
+    found = SCORE(p, x, level, given["reference"], (speaker,), cfg)
+    assert float(jnp.abs(found).mean()) > 1e-2
+    np.testing.assert_allclose(found, jax.jit(masked)(p), atol=2e-5)
+
+
+def test_a_base_in_half_precision_computes_what_it_did():
+    """Only matrices are rounded, and to what they are multiplied in anyway."""
+    cfg = run(rank=4)
+    cfg.dit = dataclasses.replace(cfg.dit, compute_dtype="bfloat16")
+    base = weights_of(cfg)
+    halved, given = distill.frozen(base, cfg), test_stages.window(cfg)
+    kinds = {path: str(leaf.dtype) for path, leaf in tree.flatten(halved).items()}
+    assert kinds["blocks/self/q/w"] == "bfloat16" and kinds["blocks/self/q/b"] == kinds["patch/w"] == "float32"
+    drawn = [
+        SCORE(p, given["latent"], jnp.full(2, 0.5), given["reference"], windows.speakers_of(given, cfg), cfg)
+        for p in (dit.lay_out(base, cfg.dit), dit.lay_out(halved, cfg.dit))
+    ]
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_captions_drive_all_three_networks():
+    """The student reads them in its rollout, both scores too, and guidance leads away from none."""
+    cfg = run()
+    cfg = validate(dataclasses.replace(cfg, text=READS, dit=dataclasses.replace(cfg.dit, text_width=8, text_tokens=4)))
+    p = dit.lay_out(weights_of(cfg), cfg.dit)
+    rows = jax.random.normal(jax.random.key(9), (2, 4, 8))
+    one, other = (test_stages.window(cfg) | {"text": said} for said in (rows, -rows))
+    drawn, again = (STREAM(p, batch, jax.random.key(KEY), cfg) for batch in (one, other))
+    assert moved(drawn.x, again.x) > 1e-4
+    pulls = [PULL(p, p, drawn._replace(text=said), jax.random.key(1), cfg) for said in (rows, -rows)]
+    assert moved(*pulls) > 1e-4
+
+
 def test_nothing_is_not_silence():
     cfg = test_stages.small()
     (speaker,) = windows.speakers_of(test_stages.window(cfg), cfg)
     (nobody,) = windows.without((speaker,))
     assert float(jnp.abs(nobody.features).max()) == 0.0
-    rates = dataclasses.replace(cfg.train, dit_drop_audio=0.0)
+    cfg.train = dataclasses.replace(cfg.train, dit_drop_audio=0.0)
     silent = dataclasses.replace(speaker, features=jnp.full_like(speaker.features, -1.0))
-    (kept,) = windows.varied(jax.random.key(0), (silent,), rates)
+    (kept,) = windows.varied(jax.random.key(0), (silent,), cfg)
     assert float(kept.features.max()) == -1.0

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.core import check, spec
+from avatar_jax.core import axes, check, spec
 from avatar_jax.core.config import TrainingConfig, TrainMesh
 from avatar_jax.data import latents
 from avatar_jax.models import dit, layout, mel
@@ -84,6 +84,37 @@ def test_too_many_devices():
         run_of(TrainMesh(tensor=4))
     with pytest.raises(ValueError, match=r"config.train.dit.batch=8: must be a multiple of 16"):
         run_of(TrainMesh(data=16))
+
+
+def test_a_step_knows_its_mesh():
+    """Kernels that XLA cannot partition ask for it while they are traced."""
+    mesh = meshes.make_mesh(TrainMesh(fsdp=2, tensor=2))
+    state = jax.device_put({"w": jnp.ones(4)}, meshes.everywhere(mesh))
+
+    def step(state: dict, batch: jax.Array, key: jax.Array, base: jax.Array) -> tuple[dict, dict]:
+        del key
+        split = jax.sharding.PartitionSpec("fsdp")
+        own = jax.shard_map(lambda rows: jnp.full(rows.shape, len(rows)), in_specs=split, out_specs=split)(batch)
+        return state, {"rows": own.max() + base}
+
+    batch = meshes.spread(np.zeros(8, np.float32), mesh)
+    _, scalars = meshes.make_step(step, state, mesh)(state, batch, jax.random.key(0), jnp.int32(10))
+    assert int(scalars["rows"]) == 14
+
+
+def test_tokens_are_split_between_layers():
+    """Where a mesh is told and they divide; else the stream stays as it is."""
+    mesh = meshes.make_mesh(TrainMesh(data=2, tensor=2))
+
+    def spread(x: jax.Array) -> jax.Array:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return axes.spread_tokens(x)
+
+    x = jnp.ones((2, 6, 4))
+    assert jax.jit(spread)(x).sharding.shard_shape(x.shape) == (1, 3, 4)
+    uneven = jnp.ones((2, 5, 4))
+    assert jax.jit(spread)(uneven).sharding.shard_shape(uneven.shape) == uneven.shape
+    assert jax.jit(axes.spread_tokens)(x).sharding.shard_shape(x.shape) == x.shape
 
 
 def test_processes_share_a_batch():
