@@ -110,9 +110,8 @@ def test_tokens_are_split_between_layers():
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return axes.spread_tokens(x)
 
-    x = jnp.ones((2, 6, 4))
+    x, uneven = (jax.device_put(jnp.ones((2, tokens, 4)), meshes.everywhere(mesh)) for tokens in (6, 5))
     assert jax.jit(spread)(x).sharding.shard_shape(x.shape) == (1, 3, 4)
-    uneven = jnp.ones((2, 5, 4))
     assert jax.jit(spread)(uneven).sharding.shard_shape(uneven.shape) == uneven.shape
     assert jax.jit(axes.spread_tokens)(x).sharding.shard_shape(x.shape) == x.shape
 
