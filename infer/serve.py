@@ -9,6 +9,7 @@ second one exits at once. docs/api.md has the routes.
 """
 
 import asyncio
+import importlib.util
 import ipaddress
 import os
 import secrets
@@ -40,6 +41,7 @@ def define() -> None:
         "token", None, "Who may open sessions; also AVATAR_TOKEN. Several callers, several tokens."
     )
     flags.DEFINE_multi_string("origin", [], "Another site that may call, as https://example.org.")
+    flags.DEFINE_bool("webrtc", False, "Peers may look on: opens UDP ports on all addresses of this machine.")
     flags.DEFINE_enum("vcodec", "libx264", ["libx264", "libvpx-vp9"], "What is sent: H.264 or VP9, both with Opus.")
     flags.DEFINE_multi_string("push", [], "Where sessions may also go, as NAME=rtmp://...; they ask for a NAME.")
     flags.DEFINE_string("tls_cert", None, "Certificate chain (PEM); microphones need TLS away from localhost.")
@@ -112,10 +114,19 @@ def check_voice(audio_hz: int) -> tongue.Talk | None:
     return tongue.Talk(lambda: voices.make_voice() or speaker, (lambda: voices.make_chat() or model) if model else None)
 
 
+def check_webrtc() -> None:
+    """Raises InputError where peers are wanted and cannot be had."""
+    if FLAGS.webrtc and FLAGS.vcodec != "libx264":
+        raise InputError(f"--webrtc: peers are sent H.264, not --vcodec={FLAGS.vcodec}; leave one of them out")
+    if FLAGS.webrtc and not importlib.util.find_spec("aiortc"):
+        raise InputError("--webrtc: needs aiortc; pip install aiortc")
+
+
 def limits(seats: int, ahead: int) -> Limits:
     """What callers may have."""
     named = ("queue", "queue_s", "jobs", "resume_s", "idle_s", "call_s", "keep_s", "opened_a_minute")
-    return Limits(seats=seats, ahead=ahead, vcodec=FLAGS.vcodec, **{name: getattr(FLAGS, name) for name in named})
+    given = {name: getattr(FLAGS, name) for name in named}
+    return Limits(seats=seats, ahead=ahead, vcodec=FLAGS.vcodec, webrtc=FLAGS.webrtc, **given)
 
 
 async def serve(desk, app, token: str, tls: ssl.SSLContext | None) -> None:
@@ -161,6 +172,7 @@ def main() -> None:
     pictures = {Path(images[0]).stem: first}
     pictures |= {Path(image).stem: order.check_portrait(image, cfg)[1] for image in images[1:]}
     pushes = push.targets(FLAGS.push)
+    check_webrtc()
     if pushes and FLAGS.vcodec != "libx264":
         raise InputError(f"--push: takes H.264 to its targets; leave --vcodec={FLAGS.vcodec} out")
     door.start_jax(FLAGS.compile_cache)

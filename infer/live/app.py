@@ -23,6 +23,7 @@ from infer.live.door import Refused
 from infer.live.jobs import Job
 from infer.live.keys import Buckets, Denied, Keys
 from infer.live.studio import Gallery
+from infer.live.whep import OFFER_BYTES, Peers
 
 PAGES = Path(__file__).parent
 TEXT_BYTES = 32768  # of JSON: 2,000 characters, each written as two escapes
@@ -50,6 +51,7 @@ class Routes:
         self._desk, self._keys, self._gallery = desk, keys, gallery
         rate = desk.limits.opened_a_minute
         self._opened = Buckets(rate / 60, rate)
+        self._peers = Peers(desk)
         self._page, self._sign_in = ((PAGES / name).read_text() for name in ("page.html", "sign_in.html"))
 
     def _call(self, request: web.Request) -> Call:
@@ -318,6 +320,21 @@ class Routes:
         await self._desk.jobs.end(job, "deleted")
         return web.json_response(job.status())
 
+    async def whep(self, request: web.Request) -> web.Response:
+        """POST /v1/sessions/{call}/whep"""
+        call = self._uploading(request)
+        if request.content_type != "application/sdp":
+            raise Refused(415, "sdp", "offer: must come as application/sdp")
+        offer = (await read(request, OFFER_BYTES)).decode("utf-8", "replace")
+        peer, answer = await self._peers.open(self._live(request), offer)
+        where = {"Location": f"/v1/sessions/{call.name}/whep/{peer}"}
+        return web.Response(text=answer, status=201, content_type="application/sdp", headers=where)
+
+    async def unwhep(self, request: web.Request) -> web.Response:
+        """DELETE /v1/sessions/{call}/whep/{peer}"""
+        self._peers.close(self._call(request), request.match_info["peer"])
+        return web.Response()
+
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/sessions/{call}/stream"""
         return await socket.serve(request, self._desk, self._call(request))
@@ -350,4 +367,6 @@ def make_app(desk: Desk, keys: Keys, gallery: Gallery, *, origins: tuple[str, ..
     app.router.add_post(f"{CALL}/text", routes.text)
     app.router.add_get(f"{CALL}/record.mp4", routes.record)
     app.router.add_get(f"{CALL}/stream", routes.stream)
+    app.router.add_post(f"{CALL}/whep", routes.whep)
+    app.router.add_delete(f"{CALL}/whep/{{peer}}", routes.unwhep)
     return app

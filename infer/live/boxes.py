@@ -46,6 +46,28 @@ def avc_sample(stream: bytes) -> bytes:
     return b"".join(struct.pack(">I", len(unit)) + unit for unit in units)
 
 
+def byte_stream(sample: bytes) -> bytes:
+    """The inverse of `avc_sample`."""
+    units, at = [], 0
+    while at < len(sample):
+        (length,) = struct.unpack_from(">I", sample, at)
+        units.append(sample[at + 4 : at + 4 + length])
+        at += 4 + length
+    return b"".join(b"\0" + _START + unit for unit in units)
+
+
+def parameter_sets(init: bytes) -> bytes:
+    """The H.264 parameter sets of an initialisation segment (ISO/IEC 14496-15, avcC) as a byte stream."""
+    at, found = init.index(b"avcC") + 9, b""
+    for mask in (0x1F, 0xFF):  # of the counts: sequence sets, then picture sets
+        count, at = init[at] & mask, at + 1
+        for _ in range(count):
+            (length,) = struct.unpack_from(">H", init, at)
+            found += b"\0" + _START + init[at + 2 : at + 2 + length]
+            at += 2 + length
+    return found
+
+
 class Run(NamedTuple):
     """Samples of one track that follow each other: track number, time of the first, and a duration for each."""
 

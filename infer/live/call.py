@@ -45,6 +45,7 @@ class Limits:
     opened_a_minute: float = 30.0  # calls of one token
     uploads_a_minute: float = 60.0  # portraits and speech of one call
     vcodec: str = "libx264"  # of what they are sent
+    webrtc: bool = False  # whether peers may look on
     ahead: int = 2  # blocks drawn or under way and not shown
 
 

@@ -172,7 +172,7 @@ class Desk:
             call = self.queue.popleft()
             self.active[call.name] = call
             call.become("starting", "the portrait is being prepared")
-            self._spawn(self._begin(call))
+            self.spawn(self._begin(call))
         for place, call in enumerate(self.queue, 1):
             call.become("queued", "all seats are taken", place)
 
@@ -340,12 +340,13 @@ class Desk:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in record.mend(self._folder, self._sign):
                 self.audit.note("recording mended", call=path.stem)
-            self._spawn(self.sweep(self._folder))
+            self.spawn(self.sweep(self._folder))
         self.stage.start()
-        self._spawn(self.watch())
-        self._spawn(self.jobs.watch())
+        self.spawn(self.watch())
+        self.spawn(self.jobs.watch())
 
-    def _spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> None:
+        """Runs something until it ends, or the desk does."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -354,7 +355,7 @@ class Desk:
         """Sends a call to one of the operator's targets as well."""
         call.push = name
         self.audit.note("pushed", call=call.name, target=name)
-        self._spawn(push.run(call, self.pushes[name]))
+        self.spawn(push.run(call, self.pushes[name]))
 
     async def drain(self, grace_s: float) -> None:
         """Takes nobody in any more, lets blocks under way be shown, ends every call, stops."""

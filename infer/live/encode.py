@@ -3,7 +3,7 @@
 With AAC, Media Source Extensions in Chromium show half of the frames of such a stream, and say nothing; with Opus all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Fragment(NamedTuple):
 
     data: bytes
     key: bool  # a player that has the initialisation segment can begin here
+    runs: Sequence[boxes.Run] = ()  # what is in it
 
 
 def shown_size(height: int, width: int) -> tuple[int, int]:
@@ -128,7 +129,8 @@ class Encoder:
         held, self._held = (self._held, []) if self.init else ([], self._held)
         first = self.frames - len(held)
         return [
-            Fragment(boxes.fragment(first + k + 1, runs), runs[0].flags == boxes.KEY) for k, runs in enumerate(held)
+            Fragment(boxes.fragment(first + k + 1, runs), runs[0].flags == boxes.KEY, runs)
+            for k, runs in enumerate(held)
         ]
 
     def _see(self, frame: np.ndarray) -> list[Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from infer.live.encode import Fragment
 
+Message = dict[str, Any] | bytes | Fragment
+
 
 class Stalled(Exception):
     """The reader takes nothing any more."""
@@ -31,11 +33,11 @@ class Viewer:
         stall_s: float,
     ):
         self._text, self._bytes, self._most, self._stall_s = send_text, send_bytes, fragments, stall_s
-        self._waiting: collections.deque[tuple[bool, dict[str, Any] | bytes]] = collections.deque()  # media?, message
+        self._waiting: collections.deque[tuple[bool, Message]] = collections.deque()  # media?, message
         self._media, self._wake = 0, asyncio.Event()
         self.told, self.wants_key, self.dropped, self.over = False, True, 0, False
 
-    def _add(self, media: bool, message: dict[str, Any] | bytes) -> None:
+    def _add(self, media: bool, message: Message) -> None:
         self._waiting.append((media, message))
         self._media += media
         self._wake.set()
@@ -58,7 +60,7 @@ class Viewer:
             self.dropped += 1
             return False
         self.wants_key = False
-        self._add(True, fragment.data)
+        self._add(True, fragment)
         return True
 
     def flush(self) -> None:
@@ -72,6 +74,15 @@ class Viewer:
         self.over = True
         self._wake.set()
 
+    async def _show(self, fragment: Fragment) -> None:
+        await self._bytes(fragment.data)
+
+    async def _send(self, message: Message) -> None:
+        if isinstance(message, Fragment):
+            await self._show(message)
+        else:
+            await (self._bytes(message) if isinstance(message, bytes) else self._text(message))
+
     async def run(self) -> None:
         """Sends until the end. Raises Stalled, or what the connection raises."""
         while True:
@@ -80,7 +91,7 @@ class Viewer:
                 self._media -= media
                 try:
                     async with asyncio.timeout(self._stall_s):
-                        await (self._bytes(message) if isinstance(message, bytes) else self._text(message))
+                        await self._send(message)
                 except TimeoutError as error:
                     raise Stalled(f"took nothing for {self._stall_s:.0f} s") from error
             if self.over:

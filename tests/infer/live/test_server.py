@@ -194,14 +194,15 @@ ROUTES = [
     ("POST", "/v1/sessions"), ("GET", "/v1/sessions/{id}"), ("PATCH", "/v1/sessions/{id}"),
     ("DELETE", "/v1/sessions/{id}"), ("POST", "/v1/sessions/{id}/token"), ("POST", "/v1/sessions/{id}/interrupt"),
     ("POST", "/v1/sessions/{id}/text"), ("POST", "/v1/sessions/{id}/speech"), ("GET", "/v1/sessions/{id}/record.mp4"),
-    ("GET", "/v1/sessions/{id}/stream"), ("POST", "/v1/jobs"), ("PUT", "/v1/jobs/any/speech"), ("GET", "/v1/jobs/any"),
+    ("GET", "/v1/sessions/{id}/stream"), ("POST", "/v1/sessions/{id}/whep"), ("DELETE", "/v1/sessions/{id}/whep/any"),
+    ("POST", "/v1/jobs"), ("PUT", "/v1/jobs/any/speech"), ("GET", "/v1/jobs/any"),
     ("GET", "/v1/jobs/any/result.mp4"), ("DELETE", "/v1/jobs/any"),
 ]  # fmt: skip
 
 
 def in_words(path: str) -> str:
     """A path of ROUTES as the contract has it."""
-    return path.replace("dark", "{name}").replace("any", "{job}")
+    return path.replace("dark", "{name}").replace("whep/any", "whep/{peer}").replace("any", "{job}")
 
 
 def test_nobody_comes_in_without_the_right_token():
