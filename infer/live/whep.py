@@ -115,6 +115,9 @@ class Peers:
             await connection.close()
             logging.debug("an offer was refused: %r", error)
             raise Refused(422, "sdp", "offer: is no SDP that can be answered; H.264 and Opus are sent") from error
+        if call.state == "ended":  # meanwhile
+            await connection.close()
+            raise Refused(410, "over", f"session: is over, {call.reason}")
         name = secrets.token_hex(8)
         self._open[name] = _Open(call.name, viewer)
         call.attach(viewer)
