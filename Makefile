@@ -57,8 +57,11 @@ train: install ## the whole tiny recipe, four-step student included, resumable a
 	$(PY) -m train.latents --config=$(STUDENT) --vae=$(WORKDIR)/vae/vae.safetensors --workdir=$(WORKDIR)/driven/latents
 	$(PY) -m train.pretrain --config=$(STUDENT) --latents=$(WORKDIR)/driven/latents \
 	  --init=$(WORKDIR)/pretrain/dit.safetensors --workdir=$(WORKDIR)/driven/pretrain
+	$(PY) -m train.latents --config=$(STUDENT) --vae=$(WORKDIR)/vae/vae.safetensors --workdir=$(WORKDIR)/driven/watched \
+	  --config.data.seed=1 --config.data.clips=8
 	$(PY) -m train.distill --config=$(STUDENT) --latents=$(WORKDIR)/driven/latents \
-	  --teacher=$(WORKDIR)/driven/pretrain/dit.safetensors --workdir=$(WORKDIR)/driven/distill
+	  --teacher=$(WORKDIR)/driven/pretrain/dit.safetensors --workdir=$(WORKDIR)/driven/distill \
+	  --watch=$(WORKDIR)/driven/watched --checkpoint=$(WORKDIR)/vae
 
 compile: install ## the full-size programs for absent devices: TARGET=h200, v5p, v6e, v5e
 	@wanted=$$($(PY) -m infer.aot.targets $(TARGET)) && { [ -z "$$wanted" ] || $(PY) -m pip install -q --no-deps $$wanted; }

@@ -24,11 +24,10 @@ from avatar_jax.core import tree as trees
 from avatar_jax.diffusion import dmd, flow
 from avatar_jax.io import weights as weight_files
 from avatar_jax.models import dit, layout
-from avatar_jax.stream import clock, forcing, rollout, window
-from avatar_jax.stream.state import BlockInput, Scene
+from avatar_jax.stream import forcing, rollout, window
 from infer import door, hosts
 from infer.aot import counts
-from train import journal, loop, optim, windows
+from train import journal, loop, optim, watch, windows
 from train import mesh as meshes
 
 FLAGS = flags.FLAGS
@@ -42,6 +41,7 @@ def define() -> None:
     flags.DEFINE_string("latents", "runs/tiny/latents", "Folders of train.latents or train.prepare: a=3,b=1 by weight.")
     flags.DEFINE_string("teacher", "runs/tiny/pretrain/dit.safetensors", "Weights that stage one wrote.")
     flags.DEFINE_string("workdir", "runs/tiny/distill", "Where checkpoints, metrics and weights go.")
+    watch.define()
 
 
 @flax.struct.dataclass
@@ -107,34 +107,23 @@ def begin(base: dict, cfg: configs.TrainingConfig) -> DistillState:
 def task_of(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> tuple[forcing.Task, Any]:
     """A rollout's input from a batch, and who speaks in it: sound, signals and portraits of data, noise of the key.
 
-    Keys and values of portrait and text are part of the memory, so no gradient goes through them. p: the student's
-    weights; cfg: from `windows.sized`.
+    p: the student's weights; cfg: from `windows.sized`.
     """
-    settings, stream = rates(cfg), cfg.stream
+    settings = rates(cfg)
     noise_key, exit_key, anchor_key, vary_key, rest = jax.random.split(key, 5)
-    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg)
-    size = len(batch["latent"])
-    shape = (settings.blocks, size, stream.noise_latents, *cfg.latent_size, cfg.vae.latent_channels)
-    noise = jax.random.normal(noise_key, shape)
-    blocks = [
-        BlockInput(
-            windows.cut(speakers, number * cfg.block_frames, cfg.heard_frames, cfg),
-            noise[number],
-            clock.place(number, cfg),
-        )
-        for number in range(settings.blocks)
-    ]
-    reference, cross = batch["reference"].astype(jnp.float32), windows.prompt(p, batch.get("text"), cfg)
-    task = forcing.Task(
-        forcing.begin(p, rollout.prefill(p, Scene(reference, reference, cross), cfg=cfg), cfg=cfg),
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks),
-        cross,
-        jax.random.randint(exit_key, (), 0, stream.steps),
+    speakers, size = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg), len(batch["latent"])
+    shape = (settings.blocks, size, cfg.stream.noise_latents, *cfg.latent_size, cfg.vae.latent_channels)
+    task = windows.task(
+        p,
+        batch,
+        speakers,
+        jax.random.normal(noise_key, shape),
         rest,
-        batch["latent"][:, : stream.drawn_latents].astype(jnp.float32),
-        jax.random.uniform(anchor_key, (size,)) < settings.anchored,
+        exit_step=jax.random.randint(exit_key, (), 0, cfg.stream.steps),
+        anchored=jax.random.uniform(anchor_key, (size,)) < settings.anchored,
+        cfg=cfg,
     )
-    return jax.lax.stop_gradient(task), windows.cut(speakers, 0, settings.blocks * cfg.block_frames, cfg)
+    return task, windows.cut(speakers, 0, settings.blocks * cfg.block_frames, cfg)
 
 
 def stream(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> Drawn:
@@ -228,8 +217,22 @@ def cost(cfg: configs.TrainingConfig) -> journal.Cost:
     return journal.Cost(batch * tokens, batch * calls)
 
 
-def train(cfg: configs.TrainingConfig, folders: str, teacher: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Trains to the end and writes `dit.safetensors`, the student's averaged weights with its adapters merged."""
+def averaged(state: DistillState) -> dict:
+    """What is kept of a run: the student's averaged weights, or its adapters'."""
+    return state.student.average
+
+
+def train(
+    cfg: configs.TrainingConfig,
+    folders: str,
+    teacher: pathlib.Path,
+    workdir: pathlib.Path,
+    view: watch.View | None = None,
+) -> None:
+    """Trains to the end and writes `dit.safetensors`, the student's averaged weights with its adapters merged.
+
+    With patience it is the best that was watched, else the last.
+    """
     settings, mesh = rates(cfg), meshes.make_mesh(cfg.train.mesh)
     where = layout.shardings(meshes.RULES, mesh, unrolled=False, cfg=cfg.dit)
     base = weight_files.load(teacher, dit.spec(cfg.dit))
@@ -241,11 +244,15 @@ def train(cfg: configs.TrainingConfig, folders: str, teacher: pathlib.Path, work
     def walk(state: DistillState, batch: windows.Batch, key: jax.Array) -> Any:
         return stepped(state, batch, key, base)
 
+    around: Any = {"workdir": workdir, "mesh": mesh, "cfg": cfg, "patience": settings.patience}
+    seen = watch.Watch(view, averaged, functools.partial(network, base, cfg=cfg), **around) if view else None
     batches = windows.batches(folders, settings.student.batch, mesh, cfg)
-    state = loop.Run(cfg, settings.fake, workdir, mesh, cost(cfg)).fit(state, batches, walk)
-    done = meshes.whole(state.student.average)
-    if not hosts.first():
+    state = loop.Run(cfg, settings.fake, workdir, mesh, cost(cfg), seen).fit(state, batches, walk)
+    done = meshes.whole(averaged(state))
+    if jax.process_index() != 0:
         return
+    if seen and settings.patience:
+        done = weight_files.load(workdir / watch.BEST, moving(cfg))
     if settings.rank:  # on the teacher as it was written, not as it was rounded to train on
         base = weight_files.load(teacher, dit.spec(cfg.dit))
         done = lora.merge(base, done, scale=settings.alpha / settings.rank)
@@ -256,10 +263,10 @@ def main() -> None:
     """One process of the run."""
     hosts.check()
     cfg = check.validate(FLAGS.config)
-    rates(cfg)
+    view = watch.asked(cfg, rates(cfg).patience)
     door.start_jax()
     with hosts.together():
-        train(cfg, FLAGS.latents, pathlib.Path(FLAGS.teacher), pathlib.Path(FLAGS.workdir))
+        train(cfg, FLAGS.latents, pathlib.Path(FLAGS.teacher), pathlib.Path(FLAGS.workdir), view)
 
 
 if __name__ == "__main__":

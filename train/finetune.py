@@ -253,14 +253,9 @@ def table(scores: dict[str, dict[str, float]]) -> str:
 
 
 def load(cfg: configs.TrainingConfig, folder: pathlib.Path, teacher: pathlib.Path | None) -> tuple[dict, dict]:
-    """The student of a checkpoint, and the weights to learn on. Raises InputError for those of another geometry."""
-    named = f"--checkpoint={folder}"
-    try:
-        student = checkpoint.load(folder, "dit", cfg.dit)
-        named = f"{teacher}"
-        return student, weight_files.load(teacher, dit.spec(cfg.dit)) if teacher else student
-    except ValueError as error:
-        raise InputError(f"{named}: {error}") from error
+    """The student of a checkpoint, and the weights to learn on. Raises ValueError for those of another geometry."""
+    student = checkpoint.load(folder, "dit", cfg.dit)
+    return student, weight_files.load(teacher, dit.spec(cfg.dit)) if teacher else student
 
 
 def tune(

@@ -6,13 +6,14 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib
 import tqdm
 from absl import logging
 from tensorboardX import SummaryWriter
+from tensorboardX.proto import summary_pb2
 
 from avatar_jax.io.errors import InputError
 
@@ -41,8 +42,16 @@ class Cost(NamedTuple):
 UNKNOWN = Cost()
 
 
+class Look(NamedTuple):
+    """What a run draws at a step."""
+
+    scalars: dict[str, float]
+    picture: bytes  # the clips side by side, a GIF that moves
+    size: tuple[int, int]  # its height and width
+
+
 class Meter:
-    """Where the time goes: waiting for data, saving, and the rest, which is the step's."""
+    """Where the time goes: waiting for data, saving, looking at what is drawn, and the rest, which is the step's."""
 
     def __init__(self, cost: Cost, devices: int):
         kind = jax.devices()[0].device_kind
@@ -52,11 +61,11 @@ class Meter:
         self._start()
 
     def _start(self) -> None:
-        self._since, self._calls, self._spent = time.monotonic(), 0, {"data": 0.0, "save": 0.0}
+        self._since, self._calls, self._spent = time.monotonic(), 0, {"data": 0.0, "save": 0.0, "look": 0.0}
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Counts the time of the block as `part`: "data" or "save"."""
+        """Counts the time of the block as `part`: "data", "save" or "look"."""
         begun = time.monotonic()
         yield
         self._spent[part] += time.monotonic() - begun
@@ -122,6 +131,16 @@ class Journal:
             self._board.flush()
         self.bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()}, refresh=False)
 
+    def show(self, step: int, look: Look) -> None:
+        """Writes what was drawn: its scalars as `write`, its picture for TensorBoard."""
+        height, width = look.size
+        protos: Any = summary_pb2  # its classes are made at run time
+        image = protos.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=look.picture)
+        board: Any = self._board.file_writer
+        with writing(self.path):
+            board.add_summary(protos.Summary(value=[protos.Summary.Value(tag="watch", image=image)]), step)
+        self.write(step, look.scalars)
+
     def plot(self, name: str = "loss") -> None:
         """Redraws `<name>.png` from the record."""
         points = [(row["step"], row[name]) for row in self.rows() if name in row]
@@ -149,6 +168,9 @@ class Silence(Journal):
         self.bar = tqdm.tqdm(disable=True)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Nothing."""
+
+    def show(self, step: int, look: Look) -> None:
         """Nothing."""
 
     def plot(self, name: str = "loss") -> None:

@@ -26,11 +26,11 @@ from infer import door
 from train import mesh as meshes
 from train import saves
 from train.guard import PATIENCE, Guard, Stop, agreed
-from train.journal import UNKNOWN, Cost, Journal, Meter, Silence, writing
+from train.journal import UNKNOWN, Cost, Journal, Look, Meter, Silence, writing
 
 # What may change between one start of a run and the next: how long, how watched, and on what it runs.
 FREE = re.compile(
-    r"config\.(train(\.\w+)+\.(steps|minutes|log_every|save_every|spike)|train\.mesh\..*|data\.workers|mesh\..*"
+    r"config\.(train(\.\w+)+\.(steps|minutes|log_every|save_every|spike|patience)|train\.mesh\..*|data\.workers|mesh\..*"
     r"|dit\.(attention|remat))"
 )
 
@@ -41,6 +41,18 @@ class Stepped(Protocol):
     @property
     def step(self) -> jax.Array:
         """int32 []."""
+        ...
+
+
+class Watching(Protocol):
+    """Looks at what a state draws; `train.watch.Watch` is one."""
+
+    def look(self, state: Any, step: int) -> Look:
+        """What it draws, every process taking part."""
+        ...
+
+    def over(self, step: int) -> bool:
+        """Whether it has not become better for too long."""
         ...
 
 
@@ -79,9 +91,12 @@ class Run:
     workdir: pathlib.Path
     mesh: Mesh | None = None
     cost: Cost = UNKNOWN
+    watch: Watching | None = None
 
     def fit(self, state: State, data: grain.DatasetIterator, step_fn: StepFn[State], *, stride: int = 1) -> State:
-        """Trains to `optim.steps` or for `optim.minutes`, resuming from the last checkpoint; saves at the end.
+        """Trains to `optim.steps`, for `optim.minutes`, or until `watch` has seen enough; saves at the end.
+
+        It goes on from the last checkpoint.
 
         SIGTERM saves and ends the program with code 0.
 
@@ -137,6 +152,13 @@ class _Fit:
             self.saves.save(self.done, self.state, place)
             self.journal.plot()
         self.good, self.returns = self.done, 0
+        if self.about.watch:
+            with self.meter.timed("look"), writing(self.about.workdir):
+                self.journal.show(self.done, self.about.watch.look(self.state, self.done))
+
+    def over(self) -> bool:
+        """Whether what it draws has not become better for too long."""
+        return self.about.watch is not None and agreed(self.about.watch.over(self.done))
 
     def step(self) -> dict[str, jax.Array]:
         """One call of the step function; its scalars. Every batch has a key of its own, those left out too."""
@@ -179,7 +201,7 @@ class _Fit:
         optim, start = self.about.optim, time.monotonic()
         if self.good is None:
             self.save()  # where to go back to
-        while self.done < optim.steps:
+        while self.done < optim.steps and not self.over():
             scalars = self.step()
             self.journal.bar.update(self.stride)
             stopped = stop.asked()

@@ -6,6 +6,7 @@ python -m train.pretrain --config=configs/tiny.py --latents=runs/tiny/latents --
 import functools
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from avatar_jax.models import dit, layout
 from avatar_jax.stream import rollout, window
 from infer import door, hosts
 from infer.aot import counts
-from train import journal, loop, optim, tied, windows
+from train import journal, loop, optim, tied, watch, windows
 from train import mesh as meshes
 
 FLAGS = flags.FLAGS
@@ -32,6 +33,7 @@ def define() -> None:
     hosts.define()
     flags.DEFINE_string("latents", "runs/tiny/latents", "Folders of train.latents or train.prepare: a=3,b=1 by weight.")
     flags.DEFINE_string("workdir", "runs/tiny/pretrain", "Where checkpoints, metrics and weights go.")
+    watch.define()
     flags.DEFINE_string("init", "", "Weights to start from; what they lack is drawn anew. Default: all is.")
 
 
@@ -152,7 +154,18 @@ def cost(cfg: configs.TrainingConfig) -> journal.Cost:
     return journal.Cost(batch * blocks * tokens, 3.0 * batch * window)
 
 
-def train(cfg: configs.TrainingConfig, folders: str, workdir: pathlib.Path, init: str = "") -> None:
+def averaged(state: optim.TrainState) -> dict:
+    """What is kept of a run: the averaged weights, stacked."""
+    return dit.gather(state.average)
+
+
+def train(
+    cfg: configs.TrainingConfig,
+    folders: str,
+    workdir: pathlib.Path,
+    init: str = "",
+    view: watch.View | None = None,
+) -> None:
     """Trains on the latents of folders, to the end, and writes `dit.safetensors` from the averaged weights."""
     rates, mesh = cfg.train.dit, meshes.make_mesh(cfg.train.mesh)
 
@@ -166,19 +179,22 @@ def train(cfg: configs.TrainingConfig, folders: str, workdir: pathlib.Path, init
     state = meshes.make_state(fresh, where, mesh)
     walk = meshes.make_step(functools.partial(step, cfg=cfg), state, mesh)
     batches = windows.batches(folders, rates.batch, mesh, cfg)
-    state = loop.Run(cfg, rates, workdir, mesh, cost(cfg)).fit(state, batches, walk)
-    average = dit.gather(meshes.whole(state.average))
-    if hosts.first():
-        weight_files.save(workdir / "dit.safetensors", average, dtype="float16")
+    around: Any = {"workdir": workdir, "mesh": mesh, "cfg": cfg}
+    seen = watch.Watch(view, averaged, functools.partial(dit.lay_out, cfg=cfg.dit), **around) if view else None
+    state = loop.Run(cfg, rates, workdir, mesh, cost(cfg), seen).fit(state, batches, walk)
+    done = meshes.whole(averaged(state))
+    if jax.process_index() == 0:
+        weight_files.save(workdir / "dit.safetensors", done, dtype="float16")
 
 
 def main() -> None:
     """One process of the run."""
     hosts.check()
     cfg = check.validate(FLAGS.config)
+    view = watch.asked(cfg)
     door.start_jax()
     with hosts.together():
-        train(cfg, FLAGS.latents, pathlib.Path(FLAGS.workdir), FLAGS.init)
+        train(cfg, FLAGS.latents, pathlib.Path(FLAGS.workdir), FLAGS.init, view)
 
 
 if __name__ == "__main__":

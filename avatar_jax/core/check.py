@@ -198,6 +198,7 @@ def _distill(d: configs.DistillConfig, cfg: configs.TrainingConfig) -> None:
     told = f"must be a multiple of {rows}, train.mesh.data x fsdp"
     _require(d.student.batch % rows == 0, "train.distill.student.batch", d.student.batch, told)
     _require(0.0 <= d.anchored <= 1.0, "train.distill.anchored", d.anchored, "a share, 0 to 1")
+    _require(d.patience >= 0, "train.distill.patience", d.patience, "must not be negative; 0: never ends early")
 
 
 def _finetune(f: configs.FinetuneConfig, cfg: configs.TrainingConfig) -> None:

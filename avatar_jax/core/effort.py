@@ -50,6 +50,7 @@ class DistillConfig:
     guidance: float  # of the teacher, u + g (c - u)
     shift: float  # of the levels at which the two scores compare
     anchored: float  # share of rollouts whose first block starts from data: keeps the motion alive
+    patience: int = 0  # steps without a better look at watched clips, after which it ends with the best (0: never)
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -39,7 +39,10 @@ def load(path: pathlib.Path, spec: specs.Spec) -> dict[str, Any]:
     """
     flat = _read(path)
     weights = tree.unflatten(flat)
-    specs.check(spec, weights)
+    try:
+        specs.check(spec, weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     leaves = tree.flatten(spec)
     return tree.unflatten({name: jnp.asarray(value, leaves[name].dtype) for name, value in flat.items()})
 
