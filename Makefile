@@ -50,18 +50,22 @@ format: dev ## let ruff rewrite the sources
 acceptance: dev ## the promised figures, all or one AREA=first_light, written to docs/acceptance.md
 	AVATAR_ACCEPTANCE_WRITE=docs/acceptance.md $(PY) -m pytest -q -m acceptance tests/acceptance$(AREA:%=/test_%*.py)
 
+DRIVEN = $(WORKDIR)/driven
+DRAWN = --config=$(STUDENT) --vae=$(WORKDIR)/vae/vae.safetensors
+LEARNED = --config=$(STUDENT) --latents=$(DRIVEN)/latents=1,$(DRIVEN)/acted=1
+TAUGHT = --teacher=$(DRIVEN)/pretrain/dit.safetensors --watch=$(DRIVEN)/watched --checkpoint=$(WORKDIR)/vae
 train: install ## the whole tiny recipe, four-step student included, resumable at any point: WORKDIR=runs/tiny
 	$(PY) -m train.vae --config=$(CONFIG) --workdir=$(WORKDIR)/vae
 	$(PY) -m train.latents --config=$(CONFIG) --vae=$(WORKDIR)/vae/vae.safetensors --workdir=$(WORKDIR)/latents
 	$(PY) -m train.pretrain --config=$(CONFIG) --latents=$(WORKDIR)/latents --workdir=$(WORKDIR)/pretrain
-	$(PY) -m train.latents --config=$(STUDENT) --vae=$(WORKDIR)/vae/vae.safetensors --workdir=$(WORKDIR)/driven/latents
-	$(PY) -m train.pretrain --config=$(STUDENT) --latents=$(WORKDIR)/driven/latents \
-	  --init=$(WORKDIR)/pretrain/dit.safetensors --workdir=$(WORKDIR)/driven/pretrain
-	$(PY) -m train.latents --config=$(STUDENT) --vae=$(WORKDIR)/vae/vae.safetensors --workdir=$(WORKDIR)/driven/watched \
-	  --config.data.seed=1 --config.data.clips=8
-	$(PY) -m train.distill --config=$(STUDENT) --latents=$(WORKDIR)/driven/latents \
-	  --teacher=$(WORKDIR)/driven/pretrain/dit.safetensors --workdir=$(WORKDIR)/driven/distill \
-	  --watch=$(WORKDIR)/driven/watched --checkpoint=$(WORKDIR)/vae
+	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/latents
+	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/acted --config.data.seed=2 --config.data.clips=600 \
+	  --config.data.performed=1.0
+	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/watched --config.data.seed=1 --config.data.clips=8
+	$(PY) -m train.pretrain $(LEARNED) --init=$(WORKDIR)/pretrain/dit.safetensors --workdir=$(DRIVEN)/pretrain
+	$(PY) -m train.follow $(LEARNED) $(TAUGHT) --workdir=$(DRIVEN)/follow
+	$(PY) -m train.distill $(LEARNED) $(TAUGHT) --student=$(DRIVEN)/follow/student.safetensors --workdir=$(DRIVEN)/distill \
+	  --config.train.distill.patience=300
 
 compile: install ## the full-size programs for absent devices: TARGET=h200, v5p, v6e, v5e
 	@wanted=$$($(PY) -m infer.aot.targets $(TARGET)) && { [ -z "$$wanted" ] || $(PY) -m pip install -q --no-deps $$wanted; }

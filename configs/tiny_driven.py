@@ -7,8 +7,9 @@ Train:  python -m train.latents --config=configs/tiny_driven.py --vae=runs/tiny/
             --workdir=runs/tiny_driven/latents
         python -m train.pretrain --config=configs/tiny_driven.py --latents=runs/tiny_driven/latents \\
             --init=runs/tiny/pretrain/dit.safetensors --workdir=runs/tiny_driven/pretrain
-        python -m train.distill --config=configs/tiny_driven.py --latents=runs/tiny_driven/latents \\
-            --teacher=runs/tiny_driven/pretrain/dit.safetensors --workdir=runs/tiny_driven/distill
+        python -m train.follow --config=configs/tiny_driven.py --latents=runs/tiny_driven/latents \\
+            --teacher=runs/tiny_driven/pretrain/dit.safetensors --workdir=runs/tiny_driven/follow
+        (train.distill goes on from there; `make train` has every command)
 One person: python -m train.finetune --config=configs/tiny_driven.py --video=me.mp4 --workdir=runs/me
 
 The mouth is left to the sound. Its weights come with the package, and the teacher they were distilled from beside them
@@ -29,17 +30,20 @@ SIGNALS = (
 
 
 def _distill(optim: c.OptimConfig) -> c.DistillConfig:
-    slow = dataclasses.replace(optim, rate=0.001, vector_rate=5e-5, warmup=20, ema=0.98, steps=510, log_every=10)
+    slow = dataclasses.replace(
+        optim, rate=0.001, vector_rate=5e-5, warmup=20, ema=0.98, steps=800, log_every=20, save_every=100
+    )
     return c.DistillConfig(
-        student=dataclasses.replace(slow, steps=170),
-        fake=slow,
+        student=dataclasses.replace(slow, steps=200),
+        fake=dataclasses.replace(slow, rate=0.002, vector_rate=1e-4),
         rank=0,
         alpha=1.0,
-        every=3,
+        every=4,
         blocks=4,
-        guidance=3.0,
+        guidance=2.0,
         shift=3.0,
         anchored=0.3,
+        follow=dataclasses.replace(slow, rate=0.004, vector_rate=1e-4, steps=300, save_every=50),
     )
 
 

@@ -17,6 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from absl import flags
+from jax.sharding import Mesh
 
 from avatar_jax.core import axes, check, lora, spec
 from avatar_jax.core import config as configs
@@ -40,6 +41,7 @@ def define() -> None:
     hosts.define()
     flags.DEFINE_string("latents", "runs/tiny/latents", "Folders of train.latents or train.prepare: a=3,b=1 by weight.")
     flags.DEFINE_string("teacher", "runs/tiny/pretrain/dit.safetensors", "Weights that stage one wrote.")
+    flags.DEFINE_string("student", "", "What train.follow has moved (student.safetensors). Default: the teacher's own.")
     flags.DEFINE_string("workdir", "runs/tiny/distill", "Where checkpoints, metrics and weights go.")
     watch.define()
 
@@ -96,12 +98,36 @@ def frozen(base: dict, cfg: configs.TrainingConfig) -> dict:
     return trees.unflatten({path: cast(path, leaf) for path, leaf in trees.flatten(base).items()})
 
 
-def begin(base: dict, cfg: configs.TrainingConfig) -> DistillState:
-    """Student and fake score as the teacher left them."""
-    settings, key = rates(cfg), jax.random.key(cfg.data.seed)
-    moved = spec.init(moving(cfg), key) if settings.rank else base
-    student, fake = (optim.empty(jax.tree.map(jnp.copy, moved), each) for each in (settings.student, settings.fake))
-    return DistillState(jnp.zeros((), jnp.int32), student, fake)
+def unmoved(base: dict, cfg: configs.TrainingConfig) -> dict:
+    """What moves, as the teacher left it."""
+    begun = spec.init(moving(cfg), jax.random.key(cfg.data.seed)) if rates(cfg).rank else base
+    return jax.tree.map(jnp.copy, begun)
+
+
+def begin(base: dict, student: dict | None = None, *, cfg: configs.TrainingConfig) -> DistillState:
+    """Student and fake score as the teacher left them; `student`: what has moved of the student before."""
+    settings = rates(cfg)
+    first = unmoved(base, cfg) if student is None else jax.tree.map(jnp.copy, student)
+    return DistillState(
+        jnp.zeros((), jnp.int32),
+        optim.empty(first, settings.student),
+        optim.empty(unmoved(base, cfg), settings.fake),
+    )
+
+
+def load_base(teacher: pathlib.Path, mesh: Mesh, cfg: configs.TrainingConfig) -> dict:
+    """The teacher's weights, stacked, where they lie on the mesh. Raises ValueError where they do not fit."""
+    base = weight_files.load(teacher, dit.spec(cfg.dit))
+    where = layout.shardings(meshes.RULES, mesh, unrolled=False, cfg=cfg.dit)
+    return jax.device_put(frozen(base, cfg) if rates(cfg).rank else base, where)
+
+
+def write(path: pathlib.Path, done: dict, teacher: pathlib.Path, cfg: configs.TrainingConfig) -> None:
+    """A student that streams: what has moved, or the teacher as it was written with the adapters merged."""
+    if rates(cfg).rank:  # not as it was rounded to train on
+        scale = rates(cfg).alpha / rates(cfg).rank
+        done = lora.merge(weight_files.load(teacher, dit.spec(cfg.dit)), done, scale=scale)
+    weight_files.save(path, done, dtype="float16")
 
 
 def task_of(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> tuple[forcing.Task, Any]:
@@ -111,7 +137,7 @@ def task_of(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.Training
     """
     settings = rates(cfg)
     noise_key, exit_key, anchor_key, vary_key, rest = jax.random.split(key, 5)
-    speakers, size = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg), len(batch["latent"])
+    speakers, size = windows.learned(vary_key, batch, cfg), len(batch["latent"])
     shape = (settings.blocks, size, cfg.stream.noise_latents, *cfg.latent_size, cfg.vae.latent_channels)
     task = windows.task(
         p,
@@ -209,7 +235,7 @@ def cost(cfg: configs.TrainingConfig) -> journal.Cost:
     student moves: three more looks at the whole, and a replay. A gradient is as much as its call, twice where all
     weights move.
     """
-    settings, (streamed, whole) = rates(cfg), counts.rounds(cfg)
+    settings, (streamed, whole) = rates(cfg), counts.rounds(cfg, rates(cfg).blocks)
     learning = 2 if settings.rank else 3
     calls = (cfg.stream.steps + 1) / 2 * streamed + learning * whole
     calls += (3 * whole + learning * streamed) / settings.every
@@ -228,17 +254,16 @@ def train(
     teacher: pathlib.Path,
     workdir: pathlib.Path,
     view: watch.View | None = None,
+    student: pathlib.Path | None = None,
 ) -> None:
     """Trains to the end and writes `dit.safetensors`, the student's averaged weights with its adapters merged.
 
     With patience it is the best that was watched, else the last.
     """
     settings, mesh = rates(cfg), meshes.make_mesh(cfg.train.mesh)
-    where = layout.shardings(meshes.RULES, mesh, unrolled=False, cfg=cfg.dit)
-    base = weight_files.load(teacher, dit.spec(cfg.dit))
-    base = jax.device_put(frozen(base, cfg) if settings.rank else base, where)
-    over = axes.shardings(moving(cfg), meshes.RULES, mesh)
-    state = meshes.make_state(functools.partial(begin, cfg=cfg), over, mesh, base)
+    base, over = load_base(teacher, mesh, cfg), axes.shardings(moving(cfg), meshes.RULES, mesh)
+    first = jax.device_put(weight_files.load(student, moving(cfg)), over) if student else None
+    state = meshes.make_state(functools.partial(begin, cfg=cfg), over, mesh, base, first)
     stepped = meshes.make_step(functools.partial(step, cfg=cfg), state, mesh)
 
     def walk(state: DistillState, batch: windows.Batch, key: jax.Array) -> Any:
@@ -249,14 +274,10 @@ def train(
     batches = windows.batches(folders, settings.student.batch, mesh, cfg)
     state = loop.Run(cfg, settings.fake, workdir, mesh, cost(cfg), seen).fit(state, batches, walk)
     done = meshes.whole(averaged(state))
-    if jax.process_index() != 0:
-        return
-    if seen and settings.patience:
-        done = weight_files.load(workdir / watch.BEST, moving(cfg))
-    if settings.rank:  # on the teacher as it was written, not as it was rounded to train on
-        base = weight_files.load(teacher, dit.spec(cfg.dit))
-        done = lora.merge(base, done, scale=settings.alpha / settings.rank)
-    weight_files.save(workdir / "dit.safetensors", done, dtype="float16")
+    if jax.process_index() == 0:
+        best = seen is not None and settings.patience > 0
+        done = weight_files.load(workdir / watch.BEST, moving(cfg)) if best else done
+        write(workdir / "dit.safetensors", done, teacher, cfg)
 
 
 def main() -> None:
@@ -266,7 +287,8 @@ def main() -> None:
     view = watch.asked(cfg, rates(cfg).patience)
     door.start_jax()
     with hosts.together():
-        train(cfg, FLAGS.latents, pathlib.Path(FLAGS.teacher), pathlib.Path(FLAGS.workdir), view)
+        student = pathlib.Path(FLAGS.student) if FLAGS.student else None
+        train(cfg, FLAGS.latents, pathlib.Path(FLAGS.teacher), pathlib.Path(FLAGS.workdir), view, student)
 
 
 if __name__ == "__main__":

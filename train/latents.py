@@ -46,9 +46,8 @@ def record_of(p: dict, clip: dict[str, np.ndarray], *, cfg: configs.TrainingConf
     frames = np.concatenate([clip["reference"][None], clip["frames"]])
     latent, features = encode(p, frames, clip["waveform"], cfg=cfg)
     moved = controls.signals(clip["controls"])  # all of them: a configuration chooses without encoding again
-    return {"latent": np.asarray(latent), "features": np.asarray(features)} | {
-        latents.SIGNAL + name: rows for name, rows in moved.items()
-    }
+    record = {"latent": np.asarray(latent), "features": np.asarray(features), latents.PERFORMED: clip["performed"]}
+    return record | {latents.SIGNAL + name: rows for name, rows in moved.items()}
 
 
 def main() -> None:
@@ -57,7 +56,11 @@ def main() -> None:
     cfg, folder = check.validate(FLAGS.config), pathlib.Path(FLAGS.workdir)
     p = weight_files.load(pathlib.Path(FLAGS.vae), vae.spec(cfg.vae))
     source = WorldSource(
-        seed=cfg.data.seed, size=cfg.video.height, video_frames=cfg.data.video_frames, count=cfg.data.clips
+        seed=cfg.data.seed,
+        size=cfg.video.height,
+        video_frames=cfg.data.video_frames,
+        count=cfg.data.clips,
+        performed=cfg.data.performed,
     )
     shards = -(-cfg.data.clips // CLIPS_PER_SHARD)
     todo = [shard for shard in range(shards) if not latents.shard_path(folder, shard).exists()]

@@ -91,7 +91,7 @@ def velocity_error(
     seen, levels = seen_whole(level_key, len(x0), cfg)
     sigma = jnp.repeat(levels, cfg.stream.block_latents, 1)
     noise = jax.random.normal(noise_key, x0.shape)
-    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg)
+    speakers = windows.learned(vary_key, batch, cfg)
     v = window.velocity(
         p,
         flow.add_noise(x0, noise, sigma[..., None, None, None]),

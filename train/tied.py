@@ -47,7 +47,7 @@ def velocity_error(
     x0 = jnp.stack([latent[:, clock.times(block, cfg)] for block in range(blocks)], 1)
     sigma = flow.shift(jax.random.uniform(level_key, x0.shape[:2]), cfg.train.dit_shift)
     noise = jax.random.normal(noise_key, x0.shape)
-    speakers = windows.varied(vary_key, windows.speakers_of(batch, cfg), cfg)
+    speakers = windows.learned(vary_key, batch, cfg)
     v = window.tied_velocity(
         p,
         slightly_noised(past_key, latent[:, : blocks * length]),
@@ -73,8 +73,8 @@ def whole_error(
     x0 = x0[:, : blocks * length]
     sigma = flow.shift(jax.random.uniform(level_key, x0.shape[:1]), cfg.train.dit_shift)
     noise = jax.random.normal(noise_key, x0.shape)
-    speakers = windows.cut(windows.speakers_of(batch, cfg), 0, blocks * cfg.block_frames, cfg)
-    voices = tuple(rollout.voice_of(p, each, cfg=cfg) for each in windows.varied(vary_key, speakers, cfg))
+    speakers = windows.cut(windows.learned(vary_key, batch, cfg), 0, blocks * cfg.block_frames, cfg)
+    voices = tuple(rollout.voice_of(p, each, cfg=cfg) for each in speakers)
     v = window.teacher(
         p, flow.add_noise(x0, noise, sigma[:, None, None, None, None]), sigma, reference, voices, cfg=cfg
     )

@@ -89,7 +89,7 @@ def cut(speakers: Speakers, first: int, frames: int, cfg: configs.Config) -> Spe
     return tuple(map(piece, speakers))
 
 
-def dropped_signals(key: jax.Array, signals: dict[str, jax.Array], share: float) -> dict[str, jax.Array]:
+def dropped_signals(key: jax.Array, signals: dict[str, jax.Array], share: jax.Array | float) -> dict[str, jax.Array]:
     """Signals [B, T, width] by name, some rows absent (NaN): of each, `share` of the windows, whatever the others do.
 
     Half of those lack it wholly; in the others it ends or begins at some frame, as in a stream it may at any.
@@ -111,18 +111,31 @@ def louder(key: jax.Array, features: jax.Array) -> jax.Array:
     return jnp.where(features > mel.SILENCE_VALUE, jnp.maximum(gained, mel.SILENCE_VALUE), mel.SILENCE_VALUE)
 
 
-def varied(key: jax.Array, speakers: Speakers, cfg: configs.TrainingConfig) -> Speakers:
-    """Log-mel louder or quieter; `dit_drop_audio` of the speakers unheard; signals dropped by themselves."""
+def varied(
+    key: jax.Array, speakers: Speakers, cfg: configs.TrainingConfig, performed: jax.Array | None = None
+) -> Speakers:
+    """Log-mel louder or quieter; `dit_drop_audio` of the speakers unheard; signals dropped by themselves.
+
+    performed: bool [B, S], speakers that keep all their signals: without them nobody moves as they do.
+    """
     rates, loudness = cfg.train, isinstance(cfg.sound, configs.MelConfig)
 
-    def vary(key: jax.Array, speaker: Speaker) -> Speaker:
-        gain_key, drop_key, signal_key = jax.random.split(key, 3)
+    def vary(number: int, speaker: Speaker) -> Speaker:
+        gain_key, drop_key, signal_key = jax.random.split(jax.random.fold_in(key, number), 3)
         features = louder(gain_key, speaker.features) if loudness else speaker.features
         unheard = jax.random.uniform(drop_key, (len(features), 1, 1, 1)) < rates.dit_drop_audio
-        rows = dropped_signals(signal_key, dict(speaker.signals), rates.dit_drop_signal)
+        share = rates.dit_drop_signal
+        if performed is not None:
+            share = jnp.where(performed[:, number, None, None], 0.0, share)
+        rows = dropped_signals(signal_key, dict(speaker.signals), share)
         return dataclasses.replace(speaker, features=jnp.where(unheard, NOTHING, features), signals=rows)
 
-    return tuple(vary(jax.random.fold_in(key, number), speaker) for number, speaker in enumerate(speakers))
+    return tuple(vary(number, speaker) for number, speaker in enumerate(speakers))
+
+
+def learned(key: jax.Array, batch: Batch, cfg: configs.TrainingConfig) -> Speakers:
+    """Everyone who speaks in a batch, `varied` as training has it; cfg: from `sized`."""
+    return varied(key, speakers_of(batch, cfg), cfg, batch.get("performed"))
 
 
 def task(

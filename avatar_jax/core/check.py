@@ -190,6 +190,11 @@ def _train_mesh(cfg: configs.TrainingConfig) -> None:
 def _distill(d: configs.DistillConfig, cfg: configs.TrainingConfig) -> None:
     for name in ("student", "fake"):
         _optim(getattr(d, name), f"train.distill.{name}")
+    if d.follow:
+        _optim(d.follow, "train.distill.follow")
+        history = "knot" if cfg.stream.knot else cfg.stream.history
+        told = "None: only a past at the step's own level is led (stream.history='timestep', no knot)"
+        _require(history == "timestep", "train.distill.follow", "OptimConfig", told)
     _require(d.rank >= 0, "train.distill.rank", d.rank, "must not be negative; 0: all weights move")
     _require(d.every >= 1, "train.distill.every", d.every, "must be at least 1")
     most = cfg.train.dit_blocks

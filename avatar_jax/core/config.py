@@ -260,6 +260,7 @@ class DataConfig:
     clips: int
     video_frames: int
     workers: int  # threads that draw ahead of the training step
+    performed: float = 0.0  # share of clips whose signals wander through their range, and are never dropped
 
 
 @dataclasses.dataclass(unsafe_hash=True)

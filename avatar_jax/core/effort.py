@@ -51,6 +51,7 @@ class DistillConfig:
     shift: float  # of the levels at which the two scores compare
     anchored: float  # share of rollouts whose first block starts from data: keeps the motion alive
     patience: int = 0  # steps without a better look at watched clips, after which it ends with the best (0: never)
+    follow: OptimConfig | None = None  # of the student before, led through the states of its stream; None: it is not
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -150,3 +150,32 @@ def sample_motion(
         "gaze_y": gaze[:, 1],
     }
     return Controls(**{name: np.asarray(value, np.float32) for name, value in fields.items()})
+
+
+# Deviation, and frames over which it is smooth, of a performance: wide and quick enough to tell its parts from another.
+_PERFORMED = {
+    "yaw": (0.12, 12.0),
+    "pitch": (0.07, 10.0),
+    "roll": (0.05, 10.0),
+    "x": (0.014, 12.0),
+    "y": (0.011, 12.0),
+    "scale": (0.017, 10.0),
+    "brow": (0.5, 6.0),
+    "smile": (0.5, 8.0),
+    "gaze_x": (0.4, 6.0),
+    "gaze_y": (0.25, 6.0),
+}
+
+
+def perform(rng: np.random.Generator, motion: Controls) -> Controls:
+    """The same mouth, everything else as an actor would move it for a camera that reads signals.
+
+    Every control wanders through its range by itself, whatever is said; lids close for longer than in a blink.
+    """
+    length = len(motion)
+    fields = {name: size * _wander(rng, length, sigma) for name, (size, sigma) in _PERFORMED.items()}
+    fields["scale"] += 1.0
+    fields["blink"] = np.clip(1.5 * (_wander(rng, length, 4.0) - 0.5), 0.0, 1.0)
+    for name in ("brow", "smile"):
+        fields[name] = np.clip(fields[name], -1.0, 1.0)
+    return dataclasses.replace(motion, **{name: value.astype(np.float32) for name, value in fields.items()})

@@ -24,6 +24,7 @@ from avatar_jax.io.errors import InputError
 Record = dict[str, np.ndarray]
 Batch = dict[str, Any]
 SIGNAL = "signal."  # prefix of a signal's name in a record
+PERFORMED = "performed"  # whether a clip's signals move through their range, and are to be shown
 HUSHED = 0.5  # share of windows whose pauses become digital silence
 RESTED = 4  # video frames before and after, in which the mouth rests too
 
@@ -95,6 +96,7 @@ class _Window(grain.transforms.RandomMap):
             "reference": latents[:1],
             "features": heard[None, start : start + context + frames],
             "signals": {s.name: record[SIGNAL + s.name][None, start : start + frames] for s in cfg.dit.signals},
+            "performed": np.array([bool(record.get(PERFORMED, False))]),
         } | caption(record, cfg)
 
 
@@ -120,7 +122,7 @@ def pauses(record: Record) -> np.ndarray:
 def beside(batch: Batch) -> Batch:
     """Pairs of windows as one picture each, the second on the right, both speakers in it; B becomes B / 2."""
     wide = {name: np.concatenate([batch[name][::2], batch[name][1::2]], 3) for name in ("latent", "reference")}
-    both = {name: batch[name] for name in ("features", "signals")}
+    both = {name: batch[name] for name in ("features", "signals", "performed")}
     return wide | jax.tree.map(lambda rows: np.concatenate([rows[::2], rows[1::2]], 1), both)
 
 
@@ -177,9 +179,9 @@ def window_dataset(
 ) -> grain.MapDataset:
     """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, S, A, l, W].
 
-    With them "signals", each of `cfg.dit.signals` by name, [B, S, 4F, width], and where the model reads it "text"
-    [B, text_tokens, text_width]. S speakers: one (`paired` makes two). Of several folders, each gives windows in
-    proportion to its weight, and shuffles and repeats by itself.
+    With them "signals", each of `cfg.dit.signals` by name, [B, S, 4F, width], "performed" [B, S], and where the model
+    reads it "text" [B, text_tokens, text_width]. S speakers: one (`paired` makes two). Of several folders, each gives
+    windows in proportion to its weight, and shuffles and repeats by itself.
 
     Args:
       folder: where the shards are.

@@ -6,12 +6,12 @@ from typing import Any
 import grain
 import numpy as np
 
-from avatar_jax.data.controls import sample_motion
+from avatar_jax.data.controls import perform, sample_motion
 from avatar_jax.data.identity import Identity, sample_identity
 from avatar_jax.data.speech import utterance
 from avatar_jax.data.world import reference, render_clip
 
-WHO, SPEECH, MOTION, PORTRAIT = range(4)  # one independent generator each
+WHO, SPEECH, MOTION, PORTRAIT, ACT = range(5)  # one independent generator each
 
 
 def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
@@ -23,10 +23,22 @@ def identity_of(seed: int, index: int) -> Identity:
     return sample_identity(_generator(seed, index, WHO))
 
 
+def performs(seed: int, index: int, share: float) -> bool:
+    """Whether clip `index` is one of the share of clips that are performed."""
+    return bool(_generator(seed, index, ACT).random() < share)
+
+
 def clip(
-    seed: int, index: int, *, video_frames: int, size: int = 96, audio_hz: int = 16_000, fps: int = 25
+    seed: int,
+    index: int,
+    *,
+    video_frames: int,
+    size: int = 96,
+    audio_hz: int = 16_000,
+    fps: int = 25,
+    performed: bool = False,
 ) -> dict[str, np.ndarray]:
-    """One identity says one utterance.
+    """One identity says one utterance; `performed`, with head, eyes and brows of `controls.perform`.
 
     Returns:
       "frames" uint8 [T, size, size, 3], "waveform" float32 [T audio_hz / fps], "reference" uint8 [size, size, 3],
@@ -42,6 +54,8 @@ def clip(
         mouth_open=spoken.opening,
         mouth_width=spoken.width,
     )
+    if performed:
+        motion = perform(_generator(seed, index, ACT), motion)
     return {
         "frames": render_clip(who, motion, size),
         "waveform": spoken.waveform,
@@ -53,12 +67,16 @@ def clip(
 
 @dataclasses.dataclass(frozen=True)
 class WorldSource:
-    """`count` clips of `video_frames` frames, random access: a `grain.RandomAccessDataSource`."""
+    """`count` clips of `video_frames` frames, random access: a `grain.RandomAccessDataSource`.
+
+    A share of them is performed.
+    """
 
     seed: int
     size: int
     video_frames: int
     count: int
+    performed: float = 0.0
 
     def __len__(self) -> int:
         return self.count
@@ -66,7 +84,9 @@ class WorldSource:
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
         if not 0 <= index < self.count:
             raise IndexError(f"clip {index} of {self.count}")
-        return clip(self.seed, int(index), video_frames=self.video_frames, size=self.size)
+        acted = performs(self.seed, int(index), self.performed)
+        drawn = clip(self.seed, int(index), video_frames=self.video_frames, size=self.size, performed=acted)
+        return drawn | {"performed": np.array(acted)}
 
 
 def make_dataset(

@@ -114,10 +114,9 @@ def decode(cfg: VaeConfig, latents: int, rows: int, columns: int, *, border: boo
     return total + convolve(widths[-1], 3 * cfg.pixel_patch**2, 3, 3)
 
 
-def rounds(cfg: TrainingConfig) -> tuple[int, int]:
-    """Of one rollout of stage two: all its blocks called once, and one call that sees it whole."""
-    assert cfg.train.distill is not None
-    blocks, stream, frame = cfg.train.distill.blocks, cfg.stream, cfg.tokens_per_frame
+def rounds(cfg: TrainingConfig, blocks: int) -> tuple[int, int]:
+    """Of one rollout of so many blocks: all of them called once, and one call that sees it whole."""
+    stream, frame = cfg.stream, cfg.tokens_per_frame
     tokens, frames = stream.block_latents * frame, blocks * stream.block_latents
     streamed = sum(block(cfg.dit, tokens, min(n + 1, stream.window_blocks) * tokens, frame) for n in range(blocks))
     whole = _ends(cfg.dit, frames * frame) + _injectors(cfg.dit, frames * frame) + level(cfg.dit, frames)
@@ -133,5 +132,6 @@ def distill(cfg: TrainingConfig) -> int:
     the fake score once, and once more to learn. A gradient goes through a call at its cost again: the base is frozen.
     Adapters and recomputation are not counted.
     """
-    streamed, whole = rounds(cfg)
+    assert cfg.train.distill is not None
+    streamed, whole = rounds(cfg, cfg.train.distill.blocks)
     return (cfg.stream.steps + 2) * streamed + (2 + 1 + 2) * whole

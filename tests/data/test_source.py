@@ -1,5 +1,7 @@
 """The drawn world as data: deterministic, true to its labels, sharded and resumable."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,33 @@ def test_a_large_portrait_is_the_small_one_in_detail():
     who = source.identity_of(0, 3)
     large = world.portrait(who, 192).reshape(96, 2, 96, 2, 3).mean((1, 3))
     assert np.abs(large - world.portrait(who, 96)).mean() < 4.0
+
+
+def test_an_actor_moves_all_but_the_mouth():
+    """Each part by itself, and most of them more widely than the same clip would move else."""
+    natural, acted = (clip(1, 4, video_frames=96, size=32, performed=each) for each in (False, True))
+    for name in ("waveform", "reference", "identity"):
+        np.testing.assert_array_equal(natural[name], acted[name])
+    mouth = [controls.CONTROL_NAMES.index(name) for name in ("mouth_open", "mouth_width")]
+    np.testing.assert_array_equal(natural["controls"][:, mouth], acted["controls"][:, mouth])
+    driven = [index for index in range(len(controls.CONTROL_NAMES)) if index not in mouth]
+    spread, usual = (
+        np.stack([clip(1, i, video_frames=96, size=32, performed=each)["controls"][:, driven] for i in range(8)])
+        for each in (True, False)
+    )
+    wider = spread.std(1).mean(0) / usual.std(1).mean(0)
+    assert wider.min() > 0.8 and np.median(wider) > 1.3, dict(zip([controls.CONTROL_NAMES[index] for index in driven], wider, strict=True))
+    together = np.corrcoef(spread.reshape(-1, len(driven)).T)
+    assert np.abs(together - np.eye(len(driven))).max() < 0.5
+
+
+def test_a_share_of_the_clips_is_performed():
+    some = dataclasses.replace(SMALL, count=40, performed=0.5)
+    marked = [bool(some[index]["performed"]) for index in range(40)]
+    assert 10 < sum(marked) < 30 and marked == [source.performs(3, index, 0.5) for index in range(40)]
+    plain = clip(3, marked.index(False), video_frames=10, size=32)
+    np.testing.assert_array_equal(some[marked.index(False)]["frames"], plain["frames"])
+    assert not any(SMALL[index]["performed"] for index in range(7))
 
 
 def test_shards_are_disjoint_and_complete():

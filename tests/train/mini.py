@@ -1,6 +1,7 @@
 """A run of both stages on a transformer of some thousand weights: seconds from start to end.
 
     python -m train.pretrain --config=tests/train/mini.py --latents=FOLDER --workdir=FOLDER
+    python -m train.follow --config=tests/train/mini.py --latents=FOLDER --workdir=FOLDER --teacher=FILE
     python -m train.distill --config=tests/train/mini.py --latents=FOLDER --workdir=FOLDER --teacher=FILE
 
 Its latents are drawn by `write_latents`, its teacher by `write_teacher`.
@@ -8,6 +9,7 @@ Its latents are drawn by `write_latents`, its teacher by `write_teacher`.
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +30,16 @@ def get_config() -> c.TrainingConfig:
     quick = {"batch": 8, "steps": 20, "warmup": 2, "log_every": 5, "save_every": 10}
     rates = dataclasses.replace(cfg.train.dit, **quick)
     distill = c.DistillConfig(
-        student=rates, fake=rates, rank=2, alpha=2.0, every=2, blocks=2, guidance=2.0, shift=3.0, anchored=0.5
+        student=rates,
+        fake=rates,
+        rank=2,
+        alpha=2.0,
+        every=2,
+        blocks=2,
+        guidance=2.0,
+        shift=3.0,
+        anchored=0.5,
+        follow=rates,
     )
     return dataclasses.replace(
         cfg,
@@ -61,3 +72,9 @@ def write_latents(folder: pathlib.Path, cfg: c.TrainingConfig) -> None:
 def write_teacher(path: pathlib.Path, cfg: c.TrainingConfig) -> None:
     """Weights that no training has made."""
     weights.save(path, spec.init(dit.spec(cfg.dit), jax.random.key(0)))
+
+
+def batch(folder: pathlib.Path, cfg: c.TrainingConfig) -> dict:
+    """The first batch of a folder's windows."""
+    data: Any = latents.window_dataset(folder, cfg, silence=None, batch=cfg.train.dit.batch)
+    return data[0]

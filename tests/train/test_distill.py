@@ -57,7 +57,7 @@ SLOW = [pytest.param(rank, knot, marks=pytest.mark.slow) for rank, knot in ((4, 
 def test_the_student_moves_in_one_step_of_several_and_the_fake_score_in_each(rank: int, knot: bool):
     cfg = run(rank, knot=knot)
     base, batch = weights_of(cfg), test_stages.window(cfg)
-    state = distill.begin(base, cfg)
+    state = distill.begin(base, cfg=cfg)
     seen = [jax.tree.map(jnp.copy, state)]
     for number in range(3):
         state, scalars = distill.step(state, batch, jax.random.key(number), base, cfg=cfg)
@@ -72,7 +72,7 @@ def test_adapters_begin_as_the_teacher():
     """With b = 0 all three networks are one; merged, the moved student is what ran."""
     cfg = run(rank=4)
     base = weights_of(cfg)
-    state = distill.begin(base, cfg)
+    state = distill.begin(base, cfg=cfg)
     begun = lora.merge(base, state.student.weights, scale=1.0)
     assert moved(begun, base) == 0.0
     given = test_stages.window(cfg)

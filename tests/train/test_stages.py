@@ -15,6 +15,7 @@ from avatar_jax.core.check import validate
 from avatar_jax.core.config import Signal, TrainingConfig
 from avatar_jax.data import latents
 from avatar_jax.models import dit, vae
+from avatar_jax.stream.state import Speaker
 from configs import tiny_knot
 from configs.tiny import get_config
 from train import loop, optim, pretrain, windows
@@ -111,6 +112,17 @@ def test_signals_are_dropped_each_by_itself():
         assert (edges == 1).any(1).mean() == pytest.approx(0.1, abs=0.02) == (edges == -1).any(1).mean()
     head, gaze = (gone.any((1, 2)) for gone in dropped.values())
     assert abs(np.corrcoef(head, gaze)[0, 1]) < 0.05
+
+
+def test_an_actors_signals_are_never_dropped():
+    cfg = small()
+    cfg.train = dataclasses.replace(cfg.train, dit_drop_signal=1.0)
+    rows = {"head": jnp.ones((8, 12, 2))}
+    speaker = Speaker(jnp.zeros((8, 12, 1, cfg.dit.audio_width)), rows)
+    acted = jnp.arange(8)[:, None] % 2 == 0
+    (left,) = windows.varied(jax.random.key(0), (speaker,), cfg, acted)
+    lost = np.isnan(np.asarray(left.signals["head"])).any((1, 2))
+    np.testing.assert_array_equal(lost, ~np.asarray(acted)[:, 0])
 
 
 def test_signals_train_where_the_sound_is_dropped():
