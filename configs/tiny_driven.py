@@ -59,10 +59,10 @@ def get_config() -> c.TrainingConfig:
     cfg = tiny.get_config()
     train = dataclasses.replace(
         cfg.train,
-        dit=dataclasses.replace(cfg.train.dit, rate=0.01, vector_rate=5e-4, steps=1500),
+        dit=dataclasses.replace(cfg.train.dit, rate=0.01, vector_rate=5e-4, steps=3400),
         dit_blocks=4,
         dit_drop_audio=0.1,
-        dit_drop_signal=0.7,
+        dit_drop_signal=0.4,
         dit_whole=0.4,
         dit_beside=6,
         distill=_distill(cfg.train.dit),
