@@ -18,8 +18,8 @@ The pose tower was trained later (2026-11-23): 1350 steps of 32 frames, and from
     x      0.965  0.978        gaze_y 0.756  0.732
     y      0.904  0.965
 
-Brows and the gaze's height are read least well. Spoiling moves the picture, so that roll, place and size vary more there
-than in a clip, which favours their r. Of 2000 identities drawn 18 % have no brows.
+Brows and the gaze's height are read least well. Spoiling moves the picture, so that roll, place and size vary more
+there than in a clip, which favours their r. Of 2000 identities drawn 18 % have no brows.
 """
 
 import dataclasses

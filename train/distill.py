@@ -133,23 +133,24 @@ def write(path: pathlib.Path, done: dict, teacher: pathlib.Path, cfg: configs.Tr
 def task_of(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> tuple[forcing.Task, Any]:
     """A rollout's input from a batch, and who speaks in it: sound, signals and portraits of data, noise of the key.
 
-    p: the student's weights; cfg: from `windows.sized`.
+    Keys and values of portrait and text are part of the memory, so no gradient goes through them. p: the student's
+    weights; cfg: from `windows.sized`.
     """
     settings = rates(cfg)
     noise_key, exit_key, anchor_key, vary_key, rest = jax.random.split(key, 5)
     speakers, size = windows.learned(vary_key, batch, cfg), len(batch["latent"])
     shape = (settings.blocks, size, cfg.stream.noise_latents, *cfg.latent_size, cfg.vae.latent_channels)
-    task = windows.task(
-        p,
-        batch,
-        speakers,
-        jax.random.normal(noise_key, shape),
+    held, cross = windows.remembered(p, batch, cfg)
+    task = forcing.Task(
+        forcing.begin(p, held, cfg=cfg),
+        windows.stacked(speakers, jax.random.normal(noise_key, shape), cfg),
+        cross,
+        jax.random.randint(exit_key, (), 0, cfg.stream.steps),
         rest,
-        exit_step=jax.random.randint(exit_key, (), 0, cfg.stream.steps),
-        anchored=jax.random.uniform(anchor_key, (size,)) < settings.anchored,
-        cfg=cfg,
+        batch["latent"][:, : cfg.stream.drawn_latents].astype(jnp.float32),
+        jax.random.uniform(anchor_key, (size,)) < settings.anchored,
     )
-    return task, windows.cut(speakers, 0, settings.blocks * cfg.block_frames, cfg)
+    return jax.lax.stop_gradient(task), windows.cut(speakers, 0, settings.blocks * cfg.block_frames, cfg)
 
 
 def stream(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> Drawn:

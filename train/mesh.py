@@ -95,6 +95,16 @@ def spread(batch: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows(mesh), np.asarray(leaf)), batch)
 
 
+def copied(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process has alike, whole on every device."""
+
+    def copy(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, everywhere(mesh), lambda index: leaf[index])
+
+    return jax.tree.map(copy, tree)
+
+
 def whole(tree: Any) -> Any:
     """Arrays gathered from all devices to every process."""
     if jax.process_count() > 1:

@@ -34,7 +34,8 @@ from avatar_jax.io import checkpoint
 from avatar_jax.io import weights as weight_files
 from avatar_jax.metrics import identity, motion, mouth, sync
 from avatar_jax.models import mel, vae
-from avatar_jax.stream import forcing
+from avatar_jax.stream import engine
+from avatar_jax.stream.state import BlockInput
 from infer import door
 from train import mesh as meshes
 from train import windows
@@ -75,13 +76,17 @@ def asked(cfg: configs.TrainingConfig, patience: int = 0) -> View | None:
 
 
 def stream(p: dict, batch: windows.Batch, key: jax.Array, *, cfg: configs.TrainingConfig) -> jax.Array:
-    """Latents [B, F, h, w, C] of a window's portrait and sound, as a live stream draws them in all its steps."""
-    blocks, size = cfg.train.dit_blocks, len(batch["latent"])
-    noise_key, rest = jax.random.split(key)
+    """Latents [B, F, h, w, C] of a window's portrait and sound, block by block as a live stream draws them."""
+    blocks, size, drawn = cfg.train.dit_blocks, len(batch["latent"]), engine.kind(cfg)
     shape = (blocks, size, cfg.stream.noise_latents, *cfg.latent_size, cfg.vae.latent_channels)
-    speakers, last = windows.speakers_of(batch, cfg), jnp.asarray(cfg.stream.steps - 1)
-    task = windows.task(p, batch, speakers, jax.random.normal(noise_key, shape), rest, exit_step=last, cfg=cfg)
-    return forcing.joined(forcing.generate_whole(p, task, cfg=cfg), cfg)
+    held, cross = windows.remembered(p, batch, cfg)
+
+    def draw(past: Any, block: BlockInput) -> tuple[Any, jax.Array]:
+        return drawn.denoise(p, past, block, cross, cfg=cfg)
+
+    said = windows.stacked(windows.speakers_of(batch, cfg), jax.random.normal(key, shape), cfg)
+    latents = jax.lax.scan(draw, drawn.begin(p, held, cfg=cfg), said)[1]
+    return jnp.concatenate(list(latents), 1)
 
 
 def gif(frames: np.ndarray, fps: int) -> bytes:
@@ -137,13 +142,13 @@ class Watch:
         silence = mel.silence(cfg.sound) if isinstance(cfg.sound, configs.MelConfig) else None
         data: Any = latents.window_dataset(view.clips, cfg, silence=silence, batch=CLIPS)
         self._batch = data[0]
-        self._where, key = meshes.everywhere(mesh), jax.random.key(cfg.data.seed)
+        self._mesh, key = mesh, jax.random.key(cfg.data.seed)
 
         def draw(moved: dict, batch: windows.Batch) -> jax.Array:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return stream(network(moved), batch, key, cfg=cfg)
 
-        self._draw = jax.jit(draw, out_shardings=self._where)
+        self._draw = jax.jit(draw, out_shardings=meshes.everywhere(mesh))
         self._decode = jax.jit(functools.partial(self._pixels, checkpoint.load(view.networks, "vae", cfg.vae)))
         reference, latent = (jnp.asarray(self._batch[name], jnp.float32) for name in ("reference", "latent"))
         self._portraits = np.asarray(self._decode(reference, reference[:, :0]))[:, 0]
@@ -157,8 +162,7 @@ class Watch:
     def look(self, state: Any, step: int) -> Look:
         """Draws and measures the clips; keeps the weights if they are the best so far. Every process takes part."""
         moved = self._weights(state)
-        batch = jax.device_put(self._batch, self._where)
-        x = jnp.asarray(np.asarray(self._draw(moved, batch)))
+        x = jnp.asarray(np.asarray(self._draw(moved, meshes.copied(self._batch, self._mesh))))
         reference = jnp.asarray(self._batch["reference"], jnp.float32)
         drawn = np.asarray(self._decode(reference, x))[:, 1:]
         found = scores(drawn, self._filmed, self._portraits, self._cfg)

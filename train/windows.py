@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from avatar_jax.core import config as configs
 from avatar_jax.data import latents
 from avatar_jax.models import dit, mel
-from avatar_jax.stream import clock, forcing, rollout
+from avatar_jax.stream import clock, rollout
 from avatar_jax.stream.state import BlockInput, Scene, Speaker
 from train import loop
 from train import mesh as meshes
@@ -138,44 +138,16 @@ def learned(key: jax.Array, batch: Batch, cfg: configs.TrainingConfig) -> Speake
     return varied(key, speakers_of(batch, cfg), cfg, batch.get("performed"))
 
 
-def task(
-    p: dict,
-    batch: Batch,
-    speakers: Speakers,
-    noise: jax.Array,
-    key: jax.Array,
-    *,
-    exit_step: jax.Array,
-    anchored: jax.Array | None = None,
-    cfg: configs.Config,
-) -> forcing.Task:
-    """A rollout over a batch's portraits, sound and signals.
-
-    Keys and values of portrait and text are part of the memory, so no gradient goes through them.
-
-    Args:
-      p: the transformer's weights, as it runs them.
-      batch: from `batches`.
-      speakers: who speaks in it, for as long as the rollout.
-      noise: that the blocks start from, [N, B, F, h, w, C].
-      key: of the noise between steps.
-      exit_step: whose prediction is what is drawn, int32 [].
-      anchored: bool [B], the rollouts that start from data; None: none does.
-      cfg: from `sized`.
-    """
+def stacked(speakers: Speakers, noise: jax.Array, cfg: configs.Config) -> BlockInput:
+    """The blocks of a stream as one, each leaf with a leading axis of blocks: what is said, and noise [N, ...]."""
     blocks = [
         BlockInput(cut(speakers, number * cfg.block_frames, cfg.heard_frames, cfg), drawn, clock.place(number, cfg))
         for number, drawn in enumerate(noise)
     ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+
+
+def remembered(p: dict, batch: Batch, cfg: configs.Config) -> tuple[Any, Any]:
+    """Keys and values of a batch's portraits, and of its captions (`prompt`), for a stream to begin with."""
     reference, cross = batch["reference"].astype(jnp.float32), prompt(p, batch.get("text"), cfg)
-    return jax.lax.stop_gradient(
-        forcing.Task(
-            forcing.begin(p, rollout.prefill(p, Scene(reference, reference, cross), cfg=cfg), cfg=cfg),
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks),
-            cross,
-            exit_step,
-            key,
-            None if anchored is None else batch["latent"][:, : cfg.stream.drawn_latents].astype(jnp.float32),
-            anchored,
-        )
-    )
+    return rollout.prefill(p, Scene(reference, reference, cross), cfg=cfg), cross

@@ -13,31 +13,23 @@ from avatar_jax.core import spec
 from avatar_jax.core.check import validate
 from avatar_jax.io import weights as weight_files
 from avatar_jax.models import dit
-from avatar_jax.stream import clock, rollout
-from avatar_jax.stream.state import BlockInput, Scene
 from tests.train import mini, test_distill, test_stages
-from train import distill, follow, windows
+from train import distill, follow, watch, windows
 
 
 def test_a_window_in_one_call_a_step_is_the_stream_block_by_block():
     """Every step over a memory of its own level; nothing is left out of a window that the stream remembers."""
     cfg = test_distill.run()
     p, batch, blocks = test_distill.weights_of(cfg), test_stages.window(cfg), cfg.train.dit_blocks
-    speakers, reference = windows.speakers_of(batch, cfg), batch["reference"].astype(jnp.float32)
-    noise = jax.random.normal(jax.random.key(3), batch["latent"].shape)
+    speakers = windows.speakers_of(batch, cfg)
+    key, shape = jax.random.key(3), (blocks, len(batch["latent"]), cfg.stream.block_latents, *batch["latent"].shape[2:])
+    noise = jnp.concatenate(list(jax.random.normal(key, shape)), 1)
 
     def at_once(p: dict) -> jax.Array:
         return follow.states(dit.lay_out(p, cfg.dit), noise, cfg.stream.steps, batch, speakers, cfg)
 
     def block_by_block(p: dict) -> jax.Array:
-        p, drawn = dit.lay_out(p, cfg.dit), []
-        held = rollout.prefill(p, Scene(reference, reference, None), cfg=cfg)
-        caches = rollout.begin(p, held, cfg=cfg)
-        for number, part in enumerate(jnp.split(noise, blocks, 1)):
-            heard = windows.cut(speakers, number * cfg.block_frames, cfg.heard_frames, cfg)
-            caches, latent = rollout.denoise(p, caches, BlockInput(heard, part, clock.place(number, cfg)), cfg=cfg)
-            drawn.append(latent)
-        return jnp.concatenate(drawn, 1)
+        return watch.stream(dit.lay_out(p, cfg.dit), batch, key, cfg=cfg)
 
     one, other = jax.jit(at_once)(p), jax.jit(block_by_block)(p)
     assert blocks > 1 and float(jnp.abs(one - noise).max()) > 0.1
