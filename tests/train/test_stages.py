@@ -60,6 +60,7 @@ def window(cfg: TrainingConfig) -> dict[str, Any]:
         "reference": jax.random.normal(keys[1], (2, 1, 4, 4, 16)),
         "features": jax.random.normal(keys[2], (2, 1, context + 4 * frames, 1, cfg.dit.audio_width)),
         "signals": {s.name: jax.random.normal(keys[1], (2, 1, 4 * frames, s.width)) for s in cfg.dit.signals},
+        "performed": jnp.zeros((2, 1), bool),
     }
 
 
