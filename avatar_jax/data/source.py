@@ -37,8 +37,9 @@ def clip(
     audio_hz: int = 16_000,
     fps: int = 25,
     performed: bool = False,
+    head: float = 1.0,
 ) -> dict[str, np.ndarray]:
-    """One identity says one utterance; `performed`, with head, eyes and brows of `controls.perform`.
+    """One identity says one utterance; `performed`, with `head`, eyes and brows of `controls.perform`.
 
     Returns:
       "frames" uint8 [T, size, size, 3], "waveform" float32 [T audio_hz / fps], "reference" uint8 [size, size, 3],
@@ -55,7 +56,7 @@ def clip(
         mouth_width=spoken.width,
     )
     if performed:
-        motion = perform(_generator(seed, index, ACT), motion)
+        motion = perform(_generator(seed, index, ACT), motion, head)
     return {
         "frames": render_clip(who, motion, size),
         "waveform": spoken.waveform,
@@ -69,7 +70,7 @@ def clip(
 class WorldSource:
     """`count` clips of `video_frames` frames, random access: a `grain.RandomAccessDataSource`.
 
-    A share of them is performed.
+    A share of them is performed, with so much of the head.
     """
 
     seed: int
@@ -77,6 +78,7 @@ class WorldSource:
     video_frames: int
     count: int
     performed: float = 0.0
+    head: float = 1.0
 
     def __len__(self) -> int:
         return self.count
@@ -85,7 +87,8 @@ class WorldSource:
         if not 0 <= index < self.count:
             raise IndexError(f"clip {index} of {self.count}")
         acted = performs(self.seed, int(index), self.performed)
-        drawn = clip(self.seed, int(index), video_frames=self.video_frames, size=self.size, performed=acted)
+        how: Any = {"video_frames": self.video_frames, "size": self.size, "performed": acted, "head": self.head}
+        drawn = clip(self.seed, int(index), **how)
         return drawn | {"performed": np.array(acted)}
 
 
