@@ -50,13 +50,17 @@ def load(path: pathlib.Path, spec: specs.Spec) -> dict[str, Any]:
 def into(weights: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
     """`weights` with every leaf that the file has in the file's place: a larger network starts from a smaller one.
 
+    A matrix of more inputs than the file's has rows of zeros for them: it begins as if they were not there.
+
     Raises:
       ValueError: the file is missing, unreadable, or has a leaf that `weights` has not, or has in another shape.
     """
     flat, found = tree.flatten(weights), _read(path)
     for name, value in found.items():
-        wanted = flat[name].shape if name in flat else "no such weight"
+        wanted = flat[name].shape if name in flat else None
+        if wanted and value.ndim == len(wanted) == 2 and len(value) < wanted[0]:
+            value = np.pad(value, ((0, wanted[0] - len(value)), (0, 0)))
         if wanted != value.shape:
-            raise ValueError(f"{path}: {name} is {value.shape}, the configuration has {wanted}")
+            raise ValueError(f"{path}: {name} is {value.shape}, the configuration has {wanted or 'no such weight'}")
         flat[name] = jnp.asarray(value, flat[name].dtype)
     return tree.unflatten(flat)
