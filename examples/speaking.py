@@ -71,11 +71,11 @@ def make_speaking(image: str | Path | None = None) -> Speaking:
     from avatar_jax.core import check
     from avatar_jax.io import watermark
     from avatar_jax.stream import session
-    from configs import tiny
+    from configs import tiny_driven
     from infer import order
 
     door.start_jax()
-    cfg = check.validate(tiny.get_config())
+    cfg = check.validate(tiny_driven.get_config())
     folder = order.check_checkpoint(None, cfg)
     cfg, portrait = order.check_portrait(image or door.embedded("portrait.png"), cfg)
     engine = session.Session(session.make_avatar(cfg, session.load_weights(cfg, folder), portrait))

@@ -33,7 +33,7 @@ LAST_BLOCKS = 2  # of what is under way are shown while the server drains
 
 def define() -> None:
     """The flags."""
-    door.define_config("configs/tiny.py")
+    door.define_config("configs/tiny_driven.py")
     flags.declare_key_flag("config")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; one that others can reach needs --token.")
     flags.DEFINE_integer("port", 8000, "Port; 0: any free one.")

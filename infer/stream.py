@@ -64,7 +64,7 @@ class Request:
 
 def define() -> None:
     """The flags."""
-    door.define_config("configs/tiny.py")
+    door.define_config("configs/tiny_driven.py")
     flags.declare_key_flag("config")
     flags.DEFINE_string("image", None, "Portrait (PNG, JPEG or WebP); the embedded one if left out.")
     said = "Recording, or a video with sound; the embedded one if left out. Once for each speaker."

@@ -7,26 +7,26 @@ from avatar_jax.core import check
 from avatar_jax.io.audio import open_audio
 from avatar_jax.io.image import load_portrait
 from avatar_jax.stream import session
-from configs.tiny import get_config
+from configs import tiny, tiny_driven
 from infer import door
 
 LIMIT_MB = 40
 
 
-@pytest.fixture(scope="module")
-def performance() -> tuple[np.ndarray, np.ndarray]:
+@pytest.fixture(scope="module", params=[tiny, tiny_driven], ids=["tiny", "tiny_driven"])
+def performance(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]:
     """The embedded portrait, and the frames in which it says three seconds of the embedded recording."""
-    cfg = check.validate(get_config())
+    cfg = check.validate(request.param.get_config())
     portrait = load_portrait(door.embedded("portrait.png"), height=cfg.video.height, width=cfg.video.width)
     with open_audio(door.embedded("speech.wav"), audio_hz=cfg.mel.audio_hz) as sound:
         samples = sound.read(3 * cfg.mel.audio_hz)
-    avatar = session.make_avatar(cfg, session.load_weights(cfg, door.embedded("tiny")), portrait)
+    avatar = session.make_avatar(cfg, session.load_weights(cfg, door.embedded(cfg.name)), portrait)
     live = session.Session(avatar)
     return portrait, np.concatenate(live.push_audio(samples) + live.finish())
 
 
-def test_the_embedded_checkpoint_is_small():
-    size = sum(path.stat().st_size for path in door.embedded("tiny").iterdir())
+def test_the_embedded_checkpoints_are_small():
+    size = sum(path.stat().st_size for name in ("tiny", "tiny_driven") for path in door.embedded(name).iterdir())
     assert 0 < size <= LIMIT_MB * 1e6
 
 

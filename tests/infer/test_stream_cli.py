@@ -63,7 +63,7 @@ def order(folder: Path, **changes: str | None) -> list[str]:
     return [f"--{name}={value}" for name, value in (flags | changes).items() if value is not None]
 
 
-DRIVEN = "--config=configs/tiny_driven.py"
+DRIVEN, PLAIN = "--config=configs/tiny_driven.py", "--config=configs/tiny.py"
 CASES: dict[str, tuple[dict[str, str | None], list[str], str]] = {  # changed flags, further arguments, expected words
     "no output": ({"output": None}, [], "--output is missing; name the video"),
     "no such image": ({"image": "{}/nobody.png"}, [], "nobody.png: no such file"),
@@ -93,7 +93,11 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], str]] = {  # changed fl
         ["--audio={}/text.wav", "--speakers=left,right"],
         "text.wav: is not a recording",
     ),
-    "signals for a model without": ({}, ["--signals={}/head.npz"], "--signals: the model of config 'tiny' reads none"),
+    "signals for a model without": (
+        {},
+        [PLAIN, "--signals={}/head.npz"],
+        "--signals: the model of config 'tiny' reads none",
+    ),
     "no such signals": ({}, [DRIVEN, "--signals={}/nothing.npz"], "nothing.npz: no such file"),
     "text signals": ({}, [DRIVEN, "--signals={}/text.wav"], "text.wav: is not an .npz of arrays"),
     "an array as signals": ({}, [DRIVEN, "--signals={}/head.npy"], "head.npy: is not an .npz of arrays"),
@@ -106,7 +110,11 @@ CASES: dict[str, tuple[dict[str, str | None], list[str], str]] = {  # changed fl
         [DRIVEN, "--signals={}/head.npz", "--signals={}/head.npz"],
         "--signals: 2 files for 1 recordings",
     ),
-    "drive for a model without": ({}, ["--drive={}/mute.mp4"], "--drive: the model of config 'tiny' reads no signal"),
+    "drive for a model without": (
+        {},
+        [PLAIN, "--drive={}/mute.mp4"],
+        "--drive: the model of config 'tiny' reads no signal",
+    ),
     "no such drive": ({}, [DRIVEN, "--drive={}/nothing.mp4"], "nothing.mp4: no such file"),
     "sound as drive": ({}, [DRIVEN, "--drive={}/speech.flac"], "speech.flac: has no video track; give a video"),
     "text drive": ({}, [DRIVEN, "--drive={}/text.wav"], "text.wav: is not a video that can be decoded"),

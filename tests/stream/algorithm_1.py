@@ -21,7 +21,7 @@ STEPS = 2
 
 def small(c: int = 3, window: int = 6, k: int = 1, steps: int = STEPS) -> TrainingConfig:
     cfg = get_config()
-    cfg.dit = dataclasses.replace(cfg.dit, width=48, heads=2, layers=2, ffn=64, audio_inject=(0,), freq=32)
+    cfg.dit = dataclasses.replace(cfg.dit, width=48, heads=2, layers=2, ffn=64, audio_inject=(0,), freq=32, signals=())
     cfg.vae = dataclasses.replace(cfg.vae, width=8, mult=(1, 2, 2))
     cfg.video = dataclasses.replace(cfg.video, height=32, width=32)
     lengths = KnotConfig(latents=k, window=window, reference_start=8, reference_jump=4)
