@@ -24,7 +24,7 @@ from avatar_jax.io.video import read_video
 from avatar_jax.metrics import identity, mouth, sync
 from avatar_jax.models import mel, vae
 from avatar_jax.stream import session
-from configs.tiny import get_config
+from configs.tiny_driven import get_config
 from infer import contact_sheet, door
 from tests.acceptance import report
 from tests.models import test_dit
@@ -43,7 +43,7 @@ def config() -> configs.Config:
 
 @functools.lru_cache
 def weights():
-    return session.load_weights(config(), door.embedded("tiny"))
+    return session.load_weights(config(), door.embedded(config().name))
 
 
 def speak(portrait: np.ndarray, waveform: np.ndarray) -> np.ndarray:

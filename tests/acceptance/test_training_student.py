@@ -1,8 +1,11 @@
 """The few-step student that ships: how it was taught, and what it draws beside its teacher."""
 
 import functools
+import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -166,3 +169,17 @@ def test_two_speakers():
     figure = f"own r {np.mean(own):.3f} (lowest {min(own):.3f}), the other's {np.mean(others):.3f}"
     met = np.mean(own) >= 0.7 and np.mean(others) < 0.2
     assert row("two speakers in one picture, 4 pairs", figure, "own r at least 0.7, the other's under 0.2", bool(met))
+
+
+def test_demo(tmp_path: pathlib.Path):
+    """What `make demo` runs, its programs compiled before: from the command's own figures."""
+    video = tmp_path / "talk.mp4"
+    for _ in range(2):
+        command = [sys.executable, "-m", "infer.stream", f"--output={video}", "--overwrite"]
+        subprocess.run(command, cwd=absent.ROOT, check=True, capture_output=True)
+    seen = json.loads(video.with_suffix(".json").read_text())
+    rate, first, ran = seen["frames_per_second"], seen["first_frame_s"], seen["config"]["name"]
+    figure = f"{ran}: {rate:.1f} frames/s, first frame {first:.2f} s"
+    met = rate >= 25.0 and first < 1.0 and ran == config().name
+    bar = "at least 25 frames a second end to end, first frame under 1 s warm"
+    assert row("make demo with the student, 2 CPU cores", figure, bar, met)
