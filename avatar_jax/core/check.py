@@ -172,6 +172,7 @@ def _optim(o: configs.OptimConfig, field: str) -> None:
     _require(o.accumulate >= 1, f"{field}.accumulate", o.accumulate, "must be at least 1")
     _require(o.batch % o.accumulate == 0, f"{field}.batch", o.batch, f"must be a multiple of accumulate={o.accumulate}")
     _require(o.spike == 0 or o.spike > 1, f"{field}.spike", o.spike, "must be above 1, or 0 for none")
+    _require(0 <= o.warmup < max(o.steps, 1), f"{field}.warmup", o.warmup, f"must be below steps={o.steps}")
 
 
 def _train_mesh(cfg: configs.TrainingConfig) -> None:

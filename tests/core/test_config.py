@@ -62,6 +62,18 @@ def test_the_refusal_names_the_field(section, field, value):
         check.validate(cfg)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("accumulate", 0), ("accumulate", 3), ("spike", 0.5), ("warmup", -1), ("warmup", 40)]
+)
+def test_the_rates_of_a_stage_are_named(field, value):
+    cfg = get_config()
+    rates = dataclasses.replace(cfg.train.dit, batch=8, steps=40, warmup=4)
+    cfg.train = dataclasses.replace(cfg.train, dit=dataclasses.replace(rates, **{field: value}))
+    name = "batch" if value == 3 else field
+    with pytest.raises(ValueError, match=rf"config\.train\.dit\.{name}="):
+        check.validate(cfg)
+
+
 def test_a_near_miss_is_suggested():
     assert fields.nearest_fields(get_config(), "config.stream.step")[0] == "config.stream.steps"
     assert fields.nearest_fields(get_config(), "qqqq") == []
