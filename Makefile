@@ -52,7 +52,7 @@ acceptance: dev ## the promised figures, all or one AREA=first_light, written to
 
 DRIVEN = $(WORKDIR)/driven
 DRAWN = --config=$(STUDENT) --vae=$(WORKDIR)/vae/vae.safetensors
-LEARNED = --config=$(STUDENT) --latents=$(DRIVEN)/latents=1,$(DRIVEN)/acted=1,$(DRIVEN)/near=2
+LEARNED = --config=$(STUDENT) --latents=$(DRIVEN)/latents=1,$(DRIVEN)/acted=1
 TAUGHT = --teacher=$(DRIVEN)/pretrain/dit.safetensors --watch=$(DRIVEN)/watched --checkpoint=$(WORKDIR)/vae
 train: install ## the whole tiny recipe, four-step student included, resumable at any point: WORKDIR=runs/tiny
 	$(PY) -m train.vae --config=$(CONFIG) --workdir=$(WORKDIR)/vae
@@ -61,8 +61,6 @@ train: install ## the whole tiny recipe, four-step student included, resumable a
 	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/latents
 	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/acted --config.data.seed=2 --config.data.clips=600 \
 	  --config.data.performed=1.0
-	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/near --config.data.seed=3 --config.data.clips=600 \
-	  --config.data.performed=1.0 --config.data.performed_head=0.15
 	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/watched --config.data.seed=1 --config.data.clips=8
 	$(PY) -m train.pretrain $(LEARNED) --init=$(WORKDIR)/pretrain/dit.safetensors --workdir=$(DRIVEN)/pretrain
 	$(PY) -m train.follow $(LEARNED) $(TAUGHT) --workdir=$(DRIVEN)/follow

@@ -61,7 +61,6 @@ def main() -> None:
         video_frames=cfg.data.video_frames,
         count=cfg.data.clips,
         performed=cfg.data.performed,
-        head=cfg.data.performed_head,
     )
     shards = -(-cfg.data.clips // CLIPS_PER_SHARD)
     todo = [shard for shard in range(shards) if not latents.shard_path(folder, shard).exists()]

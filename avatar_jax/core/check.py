@@ -227,9 +227,6 @@ def validate(cfg: Run) -> Run:
     if isinstance(cfg, configs.TrainingConfig):
         frames = cfg.data.video_frames
         _require(frames % cfg.block_frames == 0, "data.video_frames", frames, "whole blocks")
-        for name in ("performed", "performed_head"):
-            share = getattr(cfg.data, name)
-            _require(0.0 <= share <= 1.0, f"data.{name}", share, "a share, 0 to 1")
         dropped = cfg.train.dit_drop_signal
         _require(0.0 <= dropped <= 1.0, "train.dit_drop_signal", dropped, "a share, 0 to 1")
         for name in ("vae", "decoder", "dit"):

@@ -261,7 +261,6 @@ class DataConfig:
     video_frames: int
     workers: int  # threads that draw ahead of the training step
     performed: float = 0.0  # share of clips whose signals wander through their range, and are never dropped
-    performed_head: float = 1.0  # share of its range that the head uses in them
 
 
 @dataclasses.dataclass(unsafe_hash=True)

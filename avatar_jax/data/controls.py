@@ -167,16 +167,13 @@ _PERFORMED = {
 }
 
 
-def perform(rng: np.random.Generator, motion: Controls, head: float = 1.0) -> Controls:
+def perform(rng: np.random.Generator, motion: Controls) -> Controls:
     """The same mouth, everything else as an actor would move it for a camera that reads signals.
 
-    Every control wanders through its range by itself, whatever is said; lids close for longer than in a blink. `head`:
-    share of its range that the head uses. In a picture that hardly moves, a brow is much of what does.
+    Every control wanders through its range by itself, whatever is said; lids close for longer than in a blink.
     """
     length = len(motion)
     fields = {name: size * _wander(rng, length, sigma) for name, (size, sigma) in _PERFORMED.items()}
-    for name in SIGNALS["head"]:
-        fields[name] *= head
     fields["scale"] += 1.0
     fields["blink"] = np.clip(1.5 * (_wander(rng, length, 4.0) - 0.5), 0.0, 1.0)
     for name in ("brow", "smile"):

@@ -37,9 +37,8 @@ def clip(
     audio_hz: int = 16_000,
     fps: int = 25,
     performed: bool = False,
-    head: float = 1.0,
 ) -> dict[str, np.ndarray]:
-    """One identity says one utterance; `performed`, with `head`, eyes and brows of `controls.perform`.
+    """One identity says one utterance; `performed`, with head, eyes and brows of `controls.perform`.
 
     Returns:
       "frames" uint8 [T, size, size, 3], "waveform" float32 [T audio_hz / fps], "reference" uint8 [size, size, 3],
@@ -56,7 +55,7 @@ def clip(
         mouth_width=spoken.width,
     )
     if performed:
-        motion = perform(_generator(seed, index, ACT), motion, head)
+        motion = perform(_generator(seed, index, ACT), motion)
     return {
         "frames": render_clip(who, motion, size),
         "waveform": spoken.waveform,
@@ -70,7 +69,7 @@ def clip(
 class WorldSource:
     """`count` clips of `video_frames` frames, random access: a `grain.RandomAccessDataSource`.
 
-    A share of them is performed, with so much of the head.
+    A share of them is performed.
     """
 
     seed: int
@@ -78,7 +77,6 @@ class WorldSource:
     video_frames: int
     count: int
     performed: float = 0.0
-    head: float = 1.0
 
     def __len__(self) -> int:
         return self.count
@@ -87,8 +85,7 @@ class WorldSource:
         if not 0 <= index < self.count:
             raise IndexError(f"clip {index} of {self.count}")
         acted = performs(self.seed, int(index), self.performed)
-        how: Any = {"video_frames": self.video_frames, "size": self.size, "performed": acted, "head": self.head}
-        drawn = clip(self.seed, int(index), **how)
+        drawn = clip(self.seed, int(index), video_frames=self.video_frames, size=self.size, performed=acted)
         return drawn | {"performed": np.array(acted)}
 
 

@@ -52,7 +52,6 @@ def test_every_run_is_possible(name: str):
         ("dit", "signals", (config.Signal("head", (1.0,)), config.Signal("head", (1.0,)))),
         ("dit", "signals", (config.Signal("head", (1.0, 0.0)),)),
         ("train", "dit_drop_signal", 1.5),
-        ("data", "performed_head", 1.5),
     ],
 )
 def test_the_refusal_names_the_field(section, field, value):

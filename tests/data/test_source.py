@@ -74,17 +74,6 @@ def test_an_actor_moves_all_but_the_mouth():
     assert np.abs(together - np.eye(len(driven))).max() < 0.5
 
 
-def test_an_actor_holds_the_head_still():
-    """In proportion; eyes, brows and smile move as they would."""
-    free, held = (
-        source.clip(1, 4, video_frames=24, size=32, performed=True, head=head)["controls"] for head in (1.0, 0.25)
-    )
-    head = [controls.CONTROL_NAMES.index(name) for name in controls.SIGNALS["head"]]
-    away = free - np.array(controls.NEUTRAL, np.float32)
-    away[:, head] *= 0.25
-    np.testing.assert_allclose(held - np.array(controls.NEUTRAL, np.float32), away, atol=1e-6)
-
-
 def test_a_share_of_the_clips_is_performed():
     some = dataclasses.replace(SMALL, count=40, performed=0.5)
     marked = [bool(some[index]["performed"]) for index in range(40)]
