@@ -46,8 +46,9 @@ def window(cfg: TrainingConfig, rows: int) -> dict[str, Any]:
         return rng.normal(size=(rows, *shape)).astype(np.float32)
 
     picture = (*cfg.latent_size, cfg.dit.latent_channels)
-    heard = drawn(cfg.stream.audio_context + 4 * frames, 1, cfg.dit.audio_width)
-    return {"latent": drawn(frames, *picture), "reference": drawn(1, *picture), "features": heard, "signals": {}}
+    heard = drawn(1, cfg.stream.audio_context + 4 * frames, 1, cfg.dit.audio_width)
+    named = {"latent": drawn(frames, *picture), "reference": drawn(1, *picture), "features": heard}
+    return named | {"signals": {}, "performed": np.zeros((rows, 1), bool)}
 
 
 def test_a_large_model_is_shared_out():
