@@ -10,6 +10,7 @@ PY := .venv/bin/python
 PYTEST := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(PY) -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=worksteal
 CONFIG ?= configs/tiny.py
 STUDENT ?= configs/tiny_driven.py
+KNOT = configs/tiny_knot.py
 WORKDIR ?= runs/tiny
 
 help: ## this list
@@ -63,6 +64,8 @@ train: install ## the whole tiny recipe, four-step student included, resumable a
 	  --config.data.performed=1.0
 	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/watched --config.data.seed=1 --config.data.clips=8
 	$(PY) -m train.pretrain $(LEARNED) --init=$(WORKDIR)/pretrain/dit.safetensors --workdir=$(DRIVEN)/pretrain
+	$(PY) -m train.pretrain --config=$(KNOT) --latents=$(DRIVEN)/latents=1,$(DRIVEN)/acted=1 \
+	  --init=$(DRIVEN)/pretrain/dit.safetensors --workdir=$(WORKDIR)/knot
 	$(PY) -m train.follow $(LEARNED) $(TAUGHT) --workdir=$(DRIVEN)/follow
 	$(PY) -m train.distill $(LEARNED) $(TAUGHT) --student=$(DRIVEN)/follow/student.safetensors --workdir=$(DRIVEN)/distill \
 	  --config.train.distill.patience=300

@@ -1,12 +1,13 @@
 """The tiny avatar's geometry with the knot engine: blocks of 3 latents and a knot of 1 over a window of 6, four steps.
 
 Run:    python -m infer.stream --config=configs/tiny_knot.py --output=talk.mp4
-Train:  python -m train.pretrain --config=configs/tiny_knot.py --latents=runs/tiny/driven/latents \\
-            --init=runs/tiny/driven/pretrain/dit.safetensors --workdir=runs/tiny/knot/pretrain
+Train:  python -m train.pretrain --config=configs/tiny_knot.py --latents=runs/tiny/driven/latents=1,runs/tiny/driven/acted=1 \\
+            --init=runs/tiny/driven/pretrain/dit.safetensors --workdir=runs/tiny/knot
 
 The network of `tiny_driven`, signals and all, that reads 20 condition channels beside the noise: the mask and the known
-latents of knots and reference. A block waits for four more video frames of sound than it shows, 0.16 s
-(knot_forcing.md section 1.4).
+latents of knots and reference. Its weights come with the package (docs/training.md has the record).
+
+A block waits for four more video frames of sound than it shows, 0.16 s (knot_forcing.md section 1.4).
 """
 
 import dataclasses
@@ -29,8 +30,9 @@ def get_config() -> c.TrainingConfig:
     assert cfg.train.distill is not None
     train = dataclasses.replace(
         cfg.train,
-        dit=dataclasses.replace(cfg.train.dit, steps=1200),
-        dit_whole=0.2,
+        dit=dataclasses.replace(cfg.train.dit, batch=4, steps=500, save_every=100),
+        dit_whole=0.0,  # above 0 it becomes its own teacher too, which `train.distill` wants
+        dit_beside=0,
         distill=dataclasses.replace(cfg.train.distill, follow=None),  # a step of a knotted block has no step before it
     )
     return dataclasses.replace(

@@ -28,7 +28,6 @@ from configs import tiny, tiny_knot
 from infer import door, latency
 from tests.acceptance import absent, endless, mortal, report
 from tests.stream import test_knot, test_published
-from tests.stream.test_session import weights_of
 
 GOLDEN = pathlib.Path(os.environ.get("GOLDEN_DIR", absent.ROOT / "tests" / "golden"))
 SECONDS = int(os.environ.get("AVATAR_ENDLESS_SECONDS", "10000"))
@@ -42,12 +41,9 @@ def embedded() -> session.Avatar:
 
 
 def run_of(name: str) -> tuple[Config, Weights]:
-    """The embedded model; or the tiny knot run, of which no weights are embedded, with random ones."""
-    if name == "sink":
-        cfg = check.validate(tiny.get_config())
-        return cfg, session.load_weights(cfg, door.embedded("tiny"))
-    cfg = check.validate(tiny_knot.get_config())
-    return cfg, weights_of(cfg)
+    """An embedded model of each engine."""
+    cfg = check.validate({"sink": tiny, "knot": tiny_knot}[name].get_config())
+    return cfg, session.load_weights(cfg, door.embedded(cfg.name))
 
 
 def test_released_sink():

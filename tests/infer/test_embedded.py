@@ -7,13 +7,13 @@ from avatar_jax.core import check
 from avatar_jax.io.audio import open_audio
 from avatar_jax.io.image import load_portrait
 from avatar_jax.stream import session
-from configs import tiny, tiny_driven
+from configs import tiny, tiny_driven, tiny_knot
 from infer import door
 
 LIMIT_MB = 40
 
 
-@pytest.fixture(scope="module", params=[tiny, tiny_driven], ids=["tiny", "tiny_driven"])
+@pytest.fixture(scope="module", params=[tiny, tiny_driven, tiny_knot], ids=lambda given: given.__name__)
 def performance(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]:
     """The embedded portrait, and the frames in which it says three seconds of the embedded recording."""
     cfg = check.validate(request.param.get_config())
@@ -26,7 +26,9 @@ def performance(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]
 
 
 def test_the_embedded_checkpoints_are_small():
-    size = sum(path.stat().st_size for name in ("tiny", "tiny_driven") for path in door.embedded(name).iterdir())
+    size = sum(
+        path.stat().st_size for name in ("tiny", "tiny_driven", "tiny_knot") for path in door.embedded(name).iterdir()
+    )
     assert 0 < size <= LIMIT_MB * 1e6
 
 
