@@ -118,7 +118,7 @@ def test_endless(tmp_path):
     flat = abs(seen.grown) <= 0.01 and slower <= 0.03
     exact = seen.frames == seen.wanted and seen.compiles == 0 and seen.finite
     bar = "memory flat within 1 %, time per block within 3 %, frames exact, no compile after the first blocks"
-    what = f"{SECONDS:,} s of the tiny default, one block in {endless.DECODED_EVERY} decoded"
+    what = f"{SECONDS:,} s of tiny, one block in {endless.DECODED_EVERY} decoded"
     assert row(what, figure, bar, flat and exact)
 
 
@@ -176,7 +176,7 @@ def test_killed_and_resumed(tmp_path: pathlib.Path):
     frames = sum(len(whole[name]) for name in parts)
     figure = f"{kills} kills, {during} of them within a save; {frames} of {MORTAL_SECONDS * 25} frames equal"
     met = kills == KILLS and whole.keys() == killed.keys() == set(parts) and frames == MORTAL_SECONDS * 25
-    assert row(f"save, kill -9, resume at {KILLS} random points, tiny default", figure, "bit-equal output", met)
+    assert row(f"save, kill -9, resume at {KILLS} random points, tiny", figure, "bit-equal output", met)
 
 
 def test_two_speakers():
@@ -239,4 +239,4 @@ def test_listening():
     )
     bar = "at least 2 levels a second apart, colour within 3, mouth open at most half as far as speaking"
     met = alive >= 2.0 and drift <= 3.0 and at_rest.mean() <= 0.5 * speaking.mean()
-    assert row("listening: 30 s of silence, tiny default", figure, bar, bool(met) and len(silence) == 750)
+    assert row("listening: 30 s of silence, tiny", figure, bar, bool(met) and len(silence) == 750)
