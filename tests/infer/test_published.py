@@ -135,4 +135,4 @@ def test_a_checkpoint_without_its_tokenizer(weights: pathlib.Path, tmp_path: pat
 
 def test_the_embedded_model_reads_no_text(tmp_path: pathlib.Path):
     done = command("stream", f"--output={tmp_path / 'out.mp4'}", PROMPT)
-    assert done.returncode == 2 and "'tiny' reads no text" in done.stderr
+    assert done.returncode == 2 and "'tiny_driven' reads no text" in done.stderr
