@@ -10,7 +10,7 @@ PY := .venv/bin/python
 PYTEST := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(PY) -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=worksteal
 CONFIG ?= configs/tiny.py
 STUDENT ?= configs/tiny_driven.py
-KNOT = configs/tiny_knot.py
+KNOT ?= configs/tiny_knot.py
 WORKDIR ?= runs/tiny
 
 help: ## this list
@@ -53,7 +53,8 @@ acceptance: dev ## the promised figures, all or one AREA=first_light, written to
 
 DRIVEN = $(WORKDIR)/driven
 DRAWN = --config=$(STUDENT) --vae=$(WORKDIR)/vae/vae.safetensors
-LEARNED = --config=$(STUDENT) --latents=$(DRIVEN)/latents=1,$(DRIVEN)/acted=1
+WINDOWS = --latents=$(DRIVEN)/latents=1,$(DRIVEN)/acted=1
+LEARNED = --config=$(STUDENT) $(WINDOWS)
 TAUGHT = --teacher=$(DRIVEN)/pretrain/dit.safetensors --watch=$(DRIVEN)/watched --checkpoint=$(WORKDIR)/vae
 train: install ## the whole tiny recipe, four-step student included, resumable at any point: WORKDIR=runs/tiny
 	$(PY) -m train.vae --config=$(CONFIG) --workdir=$(WORKDIR)/vae
@@ -64,8 +65,8 @@ train: install ## the whole tiny recipe, four-step student included, resumable a
 	  --config.data.performed=1.0
 	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/watched --config.data.seed=1 --config.data.clips=8
 	$(PY) -m train.pretrain $(LEARNED) --init=$(WORKDIR)/pretrain/dit.safetensors --workdir=$(DRIVEN)/pretrain
-	$(PY) -m train.pretrain --config=$(KNOT) --latents=$(DRIVEN)/latents=1,$(DRIVEN)/acted=1 \
-	  --init=$(DRIVEN)/pretrain/dit.safetensors --workdir=$(WORKDIR)/knot
+	$(PY) -m train.pretrain --config=$(KNOT) $(WINDOWS) --init=$(DRIVEN)/pretrain/dit.safetensors \
+	  --workdir=$(WORKDIR)/knot
 	$(PY) -m train.follow $(LEARNED) $(TAUGHT) --workdir=$(DRIVEN)/follow
 	$(PY) -m train.distill $(LEARNED) $(TAUGHT) --student=$(DRIVEN)/follow/student.safetensors --workdir=$(DRIVEN)/distill \
 	  --config.train.distill.patience=300

@@ -1,7 +1,7 @@
 """The embedded tiny avatar: 96 x 96 drawn faces, 25 frames a second, two CPU cores.
 
 Train:  make train           (train.vae, train.latents, train.pretrain in order)
-Run:    python -m infer.stream --image=face.png --audio=speech.wav --output=talk.mp4
+Run:    python -m infer.stream --config=configs/tiny.py --image=face.png --audio=speech.wav --output=talk.mp4
 """
 
 import dataclasses

@@ -3,16 +3,10 @@
 Run:    python -m infer.stream --config=configs/tiny_driven.py --output=talk.mp4
         python -m infer.stream --config=configs/tiny_driven.py --drive=actor.mp4 --output=talk.mp4
         python -m infer.stream --config=configs/tiny_driven.py --signals=head.npz --output=talk.mp4
-Train:  python -m train.latents --config=configs/tiny_driven.py --vae=runs/tiny/vae/vae.safetensors \\
-            --workdir=runs/tiny_driven/latents
-        python -m train.pretrain --config=configs/tiny_driven.py --latents=runs/tiny_driven/latents \\
-            --init=runs/tiny/pretrain/dit.safetensors --workdir=runs/tiny_driven/pretrain
-        python -m train.follow --config=configs/tiny_driven.py --latents=runs/tiny_driven/latents \\
-            --teacher=runs/tiny_driven/pretrain/dit.safetensors --workdir=runs/tiny_driven/follow
-        (train.distill goes on from there; `make train` has every command)
+Train:  make train           (train.latents, train.pretrain, train.follow, train.distill after those of `tiny`)
 One person: python -m train.finetune --config=configs/tiny_driven.py --video=me.mp4 --workdir=runs/me
 
-The mouth is left to the sound. Its weights come with the package, and the teacher they were distilled from beside them
+The mouth is left to the sound. Its weights come with the package, and the teacher they were led by beside them
 (docs/training.md has the record).
 """
 

@@ -35,15 +35,20 @@ FLAGS = flags.FLAGS
 LOWEST, HIGHEST = 0.02, 0.98  # levels at which the two scores are compared (section 7.3)
 
 
+def define_taught(config: str, runs: str, stage: str) -> None:
+    """The flags of a stage that learns from stage one's teacher; `runs`: where all of them go by default."""
+    door.define_config(config)
+    hosts.define()
+    flags.DEFINE_string("latents", f"{runs}/latents", "Folders of train.latents or train.prepare: a=3,b=1 by weight.")
+    flags.DEFINE_string("teacher", f"{runs}/pretrain/dit.safetensors", "Weights that stage one wrote.")
+    flags.DEFINE_string("workdir", f"{runs}/{stage}", "Where checkpoints, metrics and weights go.")
+    watch.define()
+
+
 def define() -> None:
     """The flags."""
-    door.define_config("configs/tiny.py")
-    hosts.define()
-    flags.DEFINE_string("latents", "runs/tiny/latents", "Folders of train.latents or train.prepare: a=3,b=1 by weight.")
-    flags.DEFINE_string("teacher", "runs/tiny/pretrain/dit.safetensors", "Weights that stage one wrote.")
+    define_taught("configs/tiny.py", "runs/tiny", "distill")
     flags.DEFINE_string("student", "", "What train.follow has moved (student.safetensors). Default: the teacher's own.")
-    flags.DEFINE_string("workdir", "runs/tiny/distill", "Where checkpoints, metrics and weights go.")
-    watch.define()
 
 
 @flax.struct.dataclass

@@ -41,12 +41,7 @@ STUDENT = "student.safetensors"  # what has moved, for `train.distill --student`
 
 def define() -> None:
     """The flags."""
-    door.define_config("configs/tiny_driven.py")
-    hosts.define()
-    flags.DEFINE_string("latents", "runs/tiny/driven/latents", "Folders of train.latents or train.prepare: a=3,b=1.")
-    flags.DEFINE_string("teacher", "runs/tiny/driven/pretrain/dit.safetensors", "Weights that stage one wrote.")
-    flags.DEFINE_string("workdir", "runs/tiny/driven/follow", "Where checkpoints, metrics and weights go.")
-    watch.define()
+    distill.define_taught("configs/tiny_driven.py", "runs/tiny/driven", "follow")
 
 
 def rates(cfg: configs.TrainingConfig) -> configs.OptimConfig:

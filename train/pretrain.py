@@ -172,7 +172,7 @@ def train(
     def fresh() -> optim.TrainState:
         drawn = spec.init(dit.spec(cfg.dit), jax.random.key(cfg.data.seed))
         if init:
-            drawn = weight_files.into(drawn, pathlib.Path(init))
+            drawn = weight_files.into(drawn, pathlib.Path(init), wider=["patch/w"])  # a token's conditions come last
         return optim.empty(dit.lay_out(drawn, cfg.dit), rates)
 
     where = layout.shardings(meshes.RULES, mesh, unrolled=cfg.dit.layer_loop == "unroll", cfg=cfg.dit)

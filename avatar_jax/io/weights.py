@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -47,10 +47,10 @@ def load(path: pathlib.Path, spec: specs.Spec) -> dict[str, Any]:
     return tree.unflatten({name: jnp.asarray(value, leaves[name].dtype) for name, value in flat.items()})
 
 
-def into(weights: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
+def into(weights: Mapping[str, Any], path: pathlib.Path, wider: Collection[str] = ()) -> dict[str, Any]:
     """`weights` with every leaf that the file has in the file's place: a larger network starts from a smaller one.
 
-    A matrix of more inputs than the file's has rows of zeros for them: it begins as if they were not there.
+    wider: matrices that may have more inputs than the file's; those begin as zeros, as if they were not there.
 
     Raises:
       ValueError: the file is missing, unreadable, or has a leaf that `weights` has not, or has in another shape.
@@ -58,7 +58,7 @@ def into(weights: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
     flat, found = tree.flatten(weights), _read(path)
     for name, value in found.items():
         wanted = flat[name].shape if name in flat else None
-        if wanted and value.ndim == len(wanted) == 2 and len(value) < wanted[0]:
+        if name in wider and wanted and len(value) < wanted[0]:
             value = np.pad(value, ((0, wanted[0] - len(value)), (0, 0)))
         if wanted != value.shape:
             raise ValueError(f"{path}: {name} is {value.shape}, the configuration has {wanted or 'no such weight'}")

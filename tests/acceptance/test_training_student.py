@@ -92,11 +92,18 @@ def test_student_against_teacher():
     assert row(what, figure, bar, met)
 
 
+def drive(clip: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> np.ndarray:
+    """uint8 frames [T, H, W, 3] of a clip's portrait and sound, with driving signals."""
+    live = session.Session(session.make_avatar(config(), student(), clip["reference"]))
+    for name, rows in given.items():
+        live.push_signals(name, rows)
+    return np.concatenate(live.push_audio(clip["waveform"]) + live.finish())
+
+
 def speak(waveform: np.ndarray, index: int) -> np.ndarray:
     """uint8 frames [T, H, W, 3] of an unseen portrait."""
     portrait = source.clip(evaluate.UNSEEN, index, video_frames=12)["reference"]
-    live = session.Session(session.make_avatar(config(), student(), portrait))
-    return np.concatenate(live.push_audio(waveform) + live.finish())
+    return drive({"reference": portrait, "waveform": waveform}, {})
 
 
 def test_a_minute_of_silence():
@@ -116,14 +123,6 @@ def test_a_minute_of_silence():
     )
     met = max(energy) <= 0.1 and min(moves) > 0.02 and max(drift) <= 6.0
     assert row("60 s of silence, 4 unseen identities", figure, "mouth at most 10 %; motion goes on; no drift", met)
-
-
-def drive(clip: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> np.ndarray:
-    """uint8 frames [T, H, W, 3] of a clip's portrait and sound, with driving signals."""
-    live = session.Session(session.make_avatar(config(), student(), clip["reference"]))
-    for name, rows in given.items():
-        live.push_signals(name, rows)
-    return np.concatenate(live.push_audio(clip["waveform"]) + live.finish())
 
 
 def test_driving_signals():

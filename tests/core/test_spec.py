@@ -59,13 +59,15 @@ def test_a_larger_network_begins_as_the_smaller_one(tmp_path):
     weight_files.save(tmp_path / "small.safetensors", small)
     wide = {"w": Leaf((10, 4), ("embed", "mlp")), "b": LAYER["b"]}
     drawn = spec.init({"one": wide, "two": LAYER}, jax.random.key(1))
-    begun = weight_files.into(drawn, tmp_path / "small.safetensors")
+    begun = weight_files.into(drawn, tmp_path / "small.safetensors", wider=["one/w"])
     jax.tree.map(np.testing.assert_array_equal, begun["two"], drawn["two"])
     np.testing.assert_array_equal(begun["one"]["w"][:8], small["one"]["w"])
     assert not begun["one"]["w"][8:].any()
     grown = spec.init({"one": {"w": Leaf((8, 5), ("embed", "mlp")), "b": LAYER["b"]}}, jax.random.key(1))
     with pytest.raises(ValueError, match=r"small.safetensors: one/w is \(8, 4\), the configuration has \(8, 5\)"):
-        weight_files.into(grown, tmp_path / "small.safetensors")
+        weight_files.into(grown, tmp_path / "small.safetensors", wider=["one/w"])
+    with pytest.raises(ValueError, match=r"one/w is \(8, 4\), the configuration has \(10, 4\)"):
+        weight_files.into(drawn, tmp_path / "small.safetensors")
 
 
 def test_initialisers_of_time_kernels():
