@@ -91,7 +91,8 @@ def _background(who: Identity, size: int) -> np.ndarray:
     return canvas
 
 
-def _draw(who: Identity, pose: Pose, size: int) -> np.ndarray:
+def draw(who: Identity, pose: Pose, size: int = 96) -> np.ndarray:
+    """One picture, uint8 RGB [size, size, 3]."""
     figure = _figure(who)
     canvas = _background(who, size).copy()
     moving = face.eyes(who, pose) + face.brows(who, pose) + face.mouth(who, pose)
@@ -106,12 +107,12 @@ def _draw(who: Identity, pose: Pose, size: int) -> np.ndarray:
 
 def render(identity: Identity, controls: Controls, frame: int, size: int = 96) -> np.ndarray:
     """One video frame, uint8 RGB [size, size, 3]."""
-    return _draw(identity, controls.at(frame), size)
+    return draw(identity, controls.at(frame), size)
 
 
 def render_clip(identity: Identity, controls: Controls, size: int = 96) -> np.ndarray:
     """All video frames, uint8 RGB [T, size, size, 3]."""
-    return np.stack([_draw(identity, controls.at(t), size) for t in range(len(controls))])
+    return np.stack([draw(identity, controls.at(t), size) for t in range(len(controls))])
 
 
 def reference(identity: Identity, rng: np.random.Generator, size: int = 96) -> np.ndarray:
@@ -124,9 +125,9 @@ def reference(identity: Identity, rng: np.random.Generator, size: int = 96) -> n
         mouth_open=float(max(0.0, rng.uniform(-0.06, 0.06))),
         smile=float(rng.uniform(0.0, 0.6)),
     )
-    return _draw(identity, pose, size)
+    return draw(identity, pose, size)
 
 
 def portrait(identity: Identity, size: int = 512) -> np.ndarray:
     """The exactly neutral picture of an identity at any size, uint8 RGB [size, size, 3]."""
-    return _draw(identity, NEUTRAL._replace(smile=0.35), size)
+    return draw(identity, NEUTRAL._replace(smile=0.35), size)
