@@ -9,6 +9,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avatar_jax.core.config import DitConfig
 from avatar_jax.core.spec import Leaf, stack
@@ -21,6 +22,12 @@ class Voice(NamedTuple):
     local: jax.Array  # [B, F, audio_tokens + 1, D], and a token more for every driving signal
     whole: jax.Array  # [B, F, D], one global token a latent frame
     mask: jax.Array | None = None  # [B, F, f], the tokens it drives
+    moved: jax.Array | None = None  # [B, F, D], its driving signals together, of a model that has them
+
+    def at(self, times: np.ndarray) -> "Voice":
+        """The same voice over these of its latent frames."""
+        moved = None if self.moved is None else self.moved[:, times]
+        return self._replace(local=self.local[:, times], whole=self.whole[:, times], moved=moved)
 
 
 _EPS = 1e-6
@@ -50,6 +57,8 @@ def injector_spec(cfg: DitConfig) -> dict:
         "attention": attention.spec(cfg.width, "zeros"),
         "adain": dense.spec(cfg.width, 2 * cfg.width, ("embed", None)),
     }
+    if cfg.signals:
+        one["moved"] = dense.spec(cfg.width, 2 * cfg.width, ("embed", None), "zeros")
     return stack(one, len(cfg.audio_inject))
 
 
@@ -100,6 +109,7 @@ class Heard(NamedTuple):
     k: jax.Array  # [B F, local tokens, N, K]
     v: jax.Array  # [B F, local tokens, N, K]
     mask: jax.Array | None  # [B, F, f]
+    moved: jax.Array | None = None  # [B, F, 1, 2 D], what the signals add to a token, and how they scale it
 
 
 def hear(p: dict, voice: Voice, *, cfg: DitConfig) -> Heard:
@@ -107,16 +117,22 @@ def hear(p: dict, voice: Voice, *, cfg: DitConfig) -> Heard:
     whole, local = voice.whole.astype(cfg.compute_dtype), voice.local.astype(cfg.compute_dtype)
     shift, scale = jnp.split(dense.apply(p["adain"], jax.nn.silu(whole))[:, :, None], 2, -1)
     k, v = attention.keys_values(p["attention"], local.reshape(-1, *local.shape[2:]), heads=cfg.heads, eps=cfg.eps)
-    return Heard(shift, scale, k, v, voice.mask)
+    moved = None
+    if voice.moved is not None:
+        moved = dense.apply(p["moved"], jax.nn.silu(voice.moved.astype(cfg.compute_dtype)))[:, :, None]
+    return Heard(shift, scale, k, v, voice.mask, moved)
 
 
 def _residual(p: dict, x: jax.Array, heard: Heard, cfg: DitConfig) -> jax.Array:
-    """One voice's attention output for the tokens of each latent frame. x: [B, F, f, D]."""
-    h = norm.layer_norm(x, norm.TORCH_EPS) * (1.0 + heard.scale) + heard.shift
-    h = h.astype(x.dtype).reshape(-1, *x.shape[2:])
+    """One voice's attention output for the tokens of each latent frame, and its signals' effect. x: [B, F, f, D]."""
+    plain = norm.layer_norm(x, norm.TORCH_EPS)
+    h = (plain * (1.0 + heard.scale) + heard.shift).astype(x.dtype).reshape(-1, *x.shape[2:])
     memory = [(heard.k, heard.v)]
     out = attention.cross(p["attention"], h, memory, heads=cfg.heads, eps=cfg.eps, kernel=cfg.attention)
     out = out.reshape(x.shape)
+    if heard.moved is not None:
+        shift, scale = jnp.split(heard.moved, 2, -1)
+        out += (plain * scale + shift).astype(x.dtype)
     return out if heard.mask is None else out * heard.mask[..., None].astype(x.dtype)
 
 

@@ -4,6 +4,10 @@ A signal is a row of numbers for every video frame (head pose, gaze, expression)
 one token among the sound's local tokens, so each injector's attention sees both, aligned frame by frame
 (knot_forcing.md section 1.2). A row that is not there, marked by NaN, is a learned one: any signal may be absent from
 any frame, and the sound may be silence while signals are there.
+
+Attention adds what a token says to the picture wherever it looks for it. A turn of the head is no such thing: it moves
+what is there, in each place something else. So the tokens' sum also scales every channel of the picture's tokens, in
+each injector (FiLM, arXiv 1709.07871).
 """
 
 from collections.abc import Mapping
@@ -60,4 +64,5 @@ def join(p: dict, voice: Voice, rows: Mapping[str, jax.Array], *, cfg: DitConfig
         given = rows.get(signal.name, jnp.full(shape, jnp.nan))
         chex.assert_shape(given, shape)
         tokens.append(_token(p["signals"][signal.name], given.astype(jnp.float32), signal))
-    return voice._replace(local=jnp.concatenate([voice.local, jnp.stack(tokens, 2)], 2))
+    given = jnp.stack(tokens, 2)
+    return voice._replace(local=jnp.concatenate([voice.local, given], 2), moved=given.sum(2))

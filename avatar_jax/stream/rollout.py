@@ -92,7 +92,8 @@ def voice_of(p: dict, speaker: Speaker, *, cfg: Config) -> audio.Voice:
     context, dtype = cfg.stream.audio_context, cfg.dit.compute_dtype
     voice = audio.encode(p["audio"]["encoder"], speaker.features, speaker.mask, context=context, cfg=cfg.dit)
     voice = signal.join(p, voice, speaker.signals, cfg=cfg.dit)
-    return voice._replace(local=voice.local.astype(dtype), whole=voice.whole.astype(dtype))
+    tokens = jax.tree.map(lambda rows: rows.astype(dtype), voice._replace(mask=None))
+    return tokens._replace(mask=voice.mask)
 
 
 def enter(p: dict, block: BlockInput, *, cfg: Config) -> Flight:

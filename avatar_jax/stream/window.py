@@ -130,6 +130,7 @@ def tied_velocity(
     voices: tuple[audio.Voice, ...],
     *,
     ahead: jax.Array | np.ndarray,
+    cross: Any = None,
     cfg: Config,
 ) -> jax.Array:
     """Velocity of blocks tied by knots, each over the memory that the stream would have of those before it.
@@ -144,6 +145,7 @@ def tied_velocity(
       reference: latent of the portrait, [B, 1, h, w, C].
       voices: of all N c + k latents, from `rollout.voice_of`.
       ahead: rotary time position of the reference for each block, [N] or [B, N].
+      cross: the prompt, from `dit.remember`, or None.
       cfg: the run, of the picture's own size.
 
     Returns:
@@ -151,7 +153,7 @@ def tied_velocity(
     """
     batch, blocks, drawn = x.shape[:3]
     tokens = condition.embed_reference(p, reference, cfg.dit)
-    held = dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cfg=cfg.dit)
+    held = dit.prefill(p, tokens, clock.grid_phase(clock.STILL, cfg), cross, cfg=cfg.dit)
     times = tied_times(blocks, cfg)
     shown = jnp.pad(
         knots * tied[..., None, None, None, None], ((0, 0), (0, 0), (0, drawn - knots.shape[2])) + 3 * ((0, 0),)
@@ -169,7 +171,8 @@ def tied_velocity(
         phase=clock.grid_phase(times, cfg),
         reference_phases=clock.grid_phase(ahead, cfg),
         mask=tied_mask(blocks, cfg),
-        voices=tuple(voice._replace(local=voice.local[:, times], whole=voice.whole[:, times]) for voice in voices),
+        voices=tuple(voice.at(times) for voice in voices),
+        cross=cross,
         given=condition.Given(known=known),
         cfg=cfg.dit,
     )

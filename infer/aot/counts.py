@@ -45,8 +45,9 @@ def level(cfg: DitConfig, groups: int) -> int:
 
 def hear(cfg: DitConfig, frames: int) -> int:
     """Every injector's side of the sound of `frames` latent frames."""
-    width, tokens = cfg.width, frames * (cfg.audio_tokens + 1)
-    return len(cfg.audio_inject) * (_linear(frames, width, 2 * width) + 2 * _linear(tokens, width, width))
+    width, tokens = cfg.width, frames * (cfg.audio_tokens + 1 + len(cfg.signals))
+    turned = (2 if cfg.signals else 1) * _linear(frames, width, 2 * width)
+    return len(cfg.audio_inject) * (turned + 2 * _linear(tokens, width, width))
 
 
 def prefill(cfg: DitConfig, reference: int, motion: dict[int, int]) -> int:

@@ -75,6 +75,17 @@ def test_a_signal_drives_its_own_latent_frame(p):
         assert change[1] > 1e-4 and change[0] == change[2] == 0.0
 
 
+def test_a_signal_moves_what_is_there(p):
+    """Without the attention's part a signal still reaches every token, each by what it holds already."""
+    (injector,) = p["audio"]["injectors"]
+    mute = injector["attention"] | {"o": jax.tree.map(jnp.zeros_like, injector["attention"]["o"])}
+    alone = p | {"audio": p["audio"] | {"injectors": (injector | {"attention": mute},)}}
+    rest, turned = (injected(alone, voice_of(p, 0, head=head(value))) for value in (0.0, 0.05))
+    change = turned - rest
+    assert np.abs(change).max((0, 3)).min() > 1e-4
+    assert np.abs(change - change[:, :, :1]).max((0, 3))[:, 1:].min() > 1e-4
+
+
 def test_an_absent_row_is_a_learned_one(p):
     """NaN and left out are the same token; a row of zeros, rest, is another; what NaN hides does not matter."""
     absent, partly = head(np.nan), head()
