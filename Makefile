@@ -53,7 +53,7 @@ acceptance: dev ## the promised figures, all or one AREA=first_light, written to
 
 DRIVEN = $(WORKDIR)/driven
 DRAWN = --config=$(STUDENT) --vae=$(WORKDIR)/vae/vae.safetensors
-WINDOWS = --latents=$(DRIVEN)/latents=1,$(DRIVEN)/acted=1
+WINDOWS = --latents=$(DRIVEN)/latents=1,$(DRIVEN)/acted=2
 LEARNED = --config=$(STUDENT) $(WINDOWS)
 TAUGHT = --teacher=$(DRIVEN)/pretrain/dit.safetensors --watch=$(DRIVEN)/watched --checkpoint=$(WORKDIR)/vae
 train: install ## the whole tiny recipe, four-step student included, resumable at any point: WORKDIR=runs/tiny
@@ -62,7 +62,7 @@ train: install ## the whole tiny recipe, four-step student included, resumable a
 	$(PY) -m train.pretrain --config=$(CONFIG) --latents=$(WORKDIR)/latents --workdir=$(WORKDIR)/pretrain
 	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/latents
 	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/acted --config.data.seed=2 --config.data.clips=600 \
-	  --config.data.performed=1.0
+	  --config.data.performed=1.0 --config.data.twinned=True
 	$(PY) -m train.latents $(DRAWN) --workdir=$(DRIVEN)/watched --config.data.seed=1 --config.data.clips=8
 	$(PY) -m train.pretrain $(LEARNED) --init=$(WORKDIR)/pretrain/dit.safetensors --workdir=$(DRIVEN)/pretrain
 	$(PY) -m train.pretrain --config=$(KNOT) $(WINDOWS) --init=$(DRIVEN)/pretrain/dit.safetensors \

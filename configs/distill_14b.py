@@ -4,8 +4,8 @@ Data:     python -m train.prepare --config=configs/distill_14b.py --videos=video
               --workdir=runs/14b/latents
 Train:    python -m train.distill --config=configs/distill_14b.py --latents=runs/14b/latents \\
               --teacher=weights/teacher.safetensors --workdir=runs/14b/distill
-Devices:  16 TPU v5p, 45.0 of 95 GB a chip as compiled ahead of time; 32 v6e (--config.train.mesh.tensor=8) do not
-          hold it yet (docs/training.md). Never run.
+Devices:  16 TPU v5p, or 32 v6e with --config.train.mesh.tensor=8: it fits, as compiled ahead of time
+          (docs/training.md). Never run.
 
 As published (live_avatar.md section 7.1): clips of 84 frames at 720 x 400 pixels' worth, 7 blocks of 3 latents over a
 window of 4 blocks, adapters of rank 128 and alpha 64, no motion in this stage, 500 steps of the student; as

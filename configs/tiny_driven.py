@@ -58,7 +58,8 @@ def get_config() -> c.TrainingConfig:
         dit_drop_audio=0.1,
         dit_drop_signal=0.4,
         dit_whole=0.4,
-        dit_beside=6,
+        dit_twin=1.0,
+        dit_beside=7,  # of batches that come by turns, twins or not, all are paired
         distill=_distill(cfg.train.dit),
         finetune=_finetune(cfg.train.dit),
     )

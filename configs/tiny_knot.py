@@ -2,7 +2,7 @@
 
 Run:    python -m infer.stream --config=configs/tiny_knot.py --output=talk.mp4
 Train:  python -m train.pretrain --config=configs/tiny_knot.py \\
-            --latents=runs/tiny/driven/latents=1,runs/tiny/driven/acted=1 \\
+            --latents=runs/tiny/driven/latents=1,runs/tiny/driven/acted=2 \\
             --init=runs/tiny/driven/pretrain/dit.safetensors --workdir=runs/tiny/knot
 
 The network of `tiny_driven`, signals and all, that reads 20 condition channels beside the noise: the mask and the known

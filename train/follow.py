@@ -84,14 +84,15 @@ def states(p: dict, noise: jax.Array, last: int | jax.Array, batch: Any, speaker
     return jax.lax.fori_loop(0, last, step, noise)
 
 
-def loss_fn(moved: dict, batch: windows.Batch, key: jax.Array, base: dict, *, cfg: configs.TrainingConfig):
-    """Equation (2), and scalars. base: the teacher's weights, stacked; moved: what is learned, as `distill.moving`."""
-    cfg = windows.sized(batch, cfg)
-    noise_key, vary_key, step_key = jax.random.split(key, 3)
-    p, teacher = distill.network(base, moved, cfg), dit.lay_out(base, cfg.dit)
-    speakers = windows.learned(vary_key, batch, cfg)
-    k = jax.random.randint(step_key, (), 0, cfg.stream.steps)
-    level, noise = jnp.asarray(rollout.levels(cfg.stream))[k], jax.random.normal(noise_key, batch["latent"].shape)
+def lead(
+    p: dict, teacher: dict, batch: windows.Batch, keys: tuple[jax.Array, jax.Array], k: jax.Array, cfg: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How far the student's velocity at X_k is from the teacher's, that one, and w [B, 1, h, w, 1].
+
+    p, teacher: weights as the transformer runs them; keys: of the stream's noise, and of how its sound is varied.
+    """
+    noise, speakers = jax.random.normal(keys[0], batch["latent"].shape), windows.learned(keys[1], batch, cfg)
+    level = jnp.asarray(rollout.levels(cfg.stream))[k]
     x = states(jax.lax.stop_gradient(p), noise, k, batch, speakers, cfg)
     reference, text = batch["reference"].astype(jnp.float32), batch.get("text")
 
@@ -101,9 +102,28 @@ def loss_fn(moved: dict, batch: windows.Batch, key: jax.Array, base: dict, *, cf
     heard, nothing = predict(speakers, text), predict(windows.without(speakers), jax.tree.map(jnp.zeros_like, text))
     wanted = jax.lax.stop_gradient(flow.guided(heard, nothing, distill.rates(cfg).guidance))
     weight = pretrain.motion_weight(flow.clean(x, wanted, level), cfg.train.dit_motion)
-    error = jnp.square(velocity(p, x, level, batch, speakers, cfg) - wanted)
-    loss = (weight * error).mean()
-    return loss, {"loss": loss}
+    return velocity(p, x, level, batch, speakers, cfg) - wanted, wanted, weight
+
+
+def loss_fn(moved: dict, batch: windows.Batch, key: jax.Array, base: dict, *, cfg: configs.TrainingConfig):
+    """Equation (2), `pretrain.twin_error` of twins by its weight, and scalars.
+
+    base: the teacher's weights, stacked; moved: what is learned, as `distill.moving`.
+    """
+    cfg = windows.sized(batch, cfg)
+    noise_key, vary_key, step_key = jax.random.split(key, 3)
+    k = jax.random.randint(step_key, (), 0, cfg.stream.steps)
+    p, teacher = distill.network(base, moved, cfg), dit.lay_out(base, cfg.dit)
+    led = functools.partial(lead, p, teacher, keys=(noise_key, vary_key), k=k, cfg=cfg)
+    error, wanted, weight = led(batch)
+    loss = (weight * jnp.square(error)).mean()
+    if "twin" not in batch:
+        return loss, {"loss": loss}
+    twin, other, twin_weight = led(batch | batch["twin"])
+    loss = (loss + (twin_weight * jnp.square(twin)).mean()) / 2
+    level = jnp.broadcast_to(jnp.asarray(rollout.levels(cfg.stream))[k], (len(error), 1))
+    apart = pretrain.twin_error((error - twin)[:, None], (wanted - other)[:, None], level).mean()
+    return loss + cfg.train.dit_twin * apart, {"loss": loss, "loss_twin": apart}
 
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
@@ -151,7 +171,7 @@ def train(
 
     around: Any = {"workdir": workdir, "mesh": mesh, "cfg": cfg}
     seen = watch.Watch(view, averaged, functools.partial(distill.network, base, cfg=cfg), **around) if view else None
-    batches = windows.batches(folders, given.batch, mesh, cfg)
+    batches = windows.batches(folders, given.batch, mesh, cfg, twins=cfg.train.dit_twin > 0.0)
     state = loop.Run(cfg, given, workdir, mesh, cost(cfg), seen).fit(state, batches, walk)
     done = meshes.whole(averaged(state))
     if jax.process_index() == 0:

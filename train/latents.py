@@ -43,11 +43,18 @@ def encode(p: dict, frames: jax.Array, sound: jax.Array, *, cfg: configs.Trainin
 
 def record_of(p: dict, clip: dict[str, np.ndarray], *, cfg: configs.TrainingConfig) -> latents.Record:
     """One encoded clip, opened by its reference image as a stream is."""
-    frames = np.concatenate([clip["reference"][None], clip["frames"]])
-    latent, features = encode(p, frames, clip["waveform"], cfg=cfg)
-    moved = controls.signals(clip["controls"])  # all of them: a configuration chooses without encoding again
-    record = {"latent": np.asarray(latent), "features": np.asarray(features), latents.PERFORMED: clip["performed"]}
-    return record | {latents.SIGNAL + name: rows for name, rows in moved.items()}
+
+    def moving(frames: np.ndarray, moved: np.ndarray) -> latents.Record:
+        latent, features = encode(p, np.concatenate([clip["reference"][None], frames]), clip["waveform"], cfg=cfg)
+        signals = controls.signals(moved)  # all of them: a configuration chooses without encoding again
+        named = {latents.SIGNAL + name: rows for name, rows in signals.items()}
+        return {"latent": np.asarray(latent), "features": np.asarray(features)} | named
+
+    record = moving(clip["frames"], clip["controls"]) | {latents.PERFORMED: clip["performed"]}
+    if "twin_frames" in clip:
+        twin = moving(clip["twin_frames"], clip["twin_controls"])
+        record |= {latents.TWIN + name: rows for name, rows in twin.items() if name != "features"}
+    return record
 
 
 def main() -> None:
@@ -61,6 +68,7 @@ def main() -> None:
         video_frames=cfg.data.video_frames,
         count=cfg.data.clips,
         performed=cfg.data.performed,
+        twinned=cfg.data.twinned,
     )
     shards = -(-cfg.data.clips // CLIPS_PER_SHARD)
     todo = [shard for shard in range(shards) if not latents.shard_path(folder, shard).exists()]

@@ -6,7 +6,7 @@ python -m train.pretrain --config=configs/tiny.py --latents=runs/tiny/latents --
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from train import mesh as meshes
 
 FLAGS = flags.FLAGS
 Draw = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+APART = 1e-4  # mean squared difference of twins below which it hardly counts: brows on a face that has none
 
 
 def define() -> None:
@@ -82,7 +83,7 @@ def motion_weight(x0: jax.Array, share: float) -> jax.Array:
 def velocity_error(
     p: dict, batch: windows.Batch, key: jax.Array, *, cfg: configs.TrainingConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Squared error of a window's velocity [B, blocks, F, h, w, C], its latents, and the levels of its blocks.
+    """Error of a window's velocity [B, blocks, F, h, w, C], its latents, and the levels of its blocks.
 
     batch: from `latents.window_dataset`; cfg: from `windows.sized`.
     """
@@ -104,17 +105,48 @@ def velocity_error(
         cfg=cfg,
     )
     shape = (*levels.shape, -1, *x0.shape[2:])
-    return jnp.square(v - flow.velocity(x0, noise)).reshape(shape), x0.reshape(shape), levels
+    return (v - flow.velocity(x0, noise)).reshape(shape), x0.reshape(shape), levels
 
 
-def block_errors(draw: Draw, p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig):
-    """Mean squared error of each block, weighted by `motion_weight`, and the blocks' levels, both [B, blocks]."""
+class Errors(NamedTuple):
+    """Of each block [B, blocks]: the mean squared error, its noise level, and the error beside the twin's or 0."""
+
+    own: jax.Array
+    level: jax.Array
+    twin: jax.Array
+
+
+def twin_error(error: jax.Array, apart: jax.Array, level: jax.Array) -> jax.Array:
+    """How wrong a window's clean latents, as drawn, differ from its twin's, relative to how they do. [B, blocks]
+
+    Twins differ in one signal, and both are noised with the same noise, so that all but the signal's effect cancels: a
+    brow, a hundredth of what varies in a window and of its own error, is all there is of this one.
+
+    Args:
+      error: the difference of the two errors of velocity, [B, blocks, F, h, w, C].
+      apart: the difference of the latents, of the same shape.
+      level: noise levels [B, blocks]: of an error of velocity, so much is one of the clean latents.
+    """
+    much = jnp.square(apart).mean((1, 2, 3, 4, 5), keepdims=True)
+    return jnp.square(level) * (jnp.square(error) / (much + APART)).mean((2, 3, 4, 5))
+
+
+def block_errors(draw: Draw, p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> Errors:
+    """The errors of a batch, those of velocity weighted by `motion_weight`."""
+
+    def weighted(error: jax.Array, x0: jax.Array) -> jax.Array:
+        weight = motion_weight(x0.reshape(len(x0), -1, *x0.shape[3:]), cfg.train.dit_motion)
+        return (weight[:, None] * jnp.square(error)).mean((2, 3, 4, 5))
+
     error, x0, levels = draw(p, batch, key, cfg=cfg)
-    flat = x0.reshape(len(x0), -1, *x0.shape[3:])
-    return (motion_weight(flat, cfg.train.dit_motion)[:, None] * error).mean((2, 3, 4, 5)), levels
+    own = weighted(error, x0)
+    if "twin" not in batch:
+        return Errors(own, levels, jnp.zeros_like(own))
+    twin, twin_x0, _ = draw(p, batch | batch["twin"], key, cfg=cfg)  # the same key: the same levels and noise
+    return Errors((own + weighted(twin, twin_x0)) / 2, levels, twin_error(error - twin, x0 - twin_x0, levels))
 
 
-def tied_errors(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig):
+def tied_errors(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.TrainingConfig) -> Errors:
     """`block_errors` of the knot engine; `dit_whole` of the steps see a window as a teacher does."""
     key, choice_key = jax.random.split(key)
     as_teacher = jax.random.uniform(choice_key) < cfg.train.dit_whole
@@ -123,15 +155,22 @@ def tied_errors(p: dict, batch: windows.Batch, key: jax.Array, cfg: configs.Trai
 
 
 def loss_fn(p: dict, batch: windows.Batch, key: jax.Array, *, cfg: configs.TrainingConfig) -> tuple[jax.Array, dict]:
-    """Mean squared velocity error over blocks with noise in them (live_avatar.md section 7.1).
+    """Mean squared velocity error over blocks with noise in them (live_avatar.md section 7.1), and `twin_error`.
 
     batch: from `latents.window_dataset`.
     """
     errors = tied_errors if cfg.stream.knot else functools.partial(block_errors, velocity_error)
-    error, levels = errors(p, batch, key, cfg=windows.sized(batch, cfg))
-    counted, high = levels > 0.0, levels > 0.8  # high: where only the sound and the portrait can tell what to draw
-    loss = jnp.where(counted, error, 0.0).sum() / counted.sum()
-    return loss, {"loss": loss, "loss_high": jnp.where(high, error, 0.0).sum() / high.sum().clip(1)}
+    error, level, twin = errors(p, batch, key, cfg=windows.sized(batch, cfg))
+    counted, high = level > 0.0, level > 0.8  # high: where only the sound and the portrait can tell what to draw
+
+    def mean(values: jax.Array, over: jax.Array) -> jax.Array:
+        return jnp.where(over, values, 0.0).sum() / over.sum().clip(1)
+
+    scalars = {"loss": mean(error, counted), "loss_high": mean(error, high)}
+    if "twin" not in batch:
+        return scalars["loss"], scalars
+    apart = mean(twin, counted)
+    return scalars["loss"] + cfg.train.dit_twin * apart, scalars | {"loss_twin": apart}
 
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
@@ -178,7 +217,7 @@ def train(
     where = layout.shardings(meshes.RULES, mesh, unrolled=cfg.dit.layer_loop == "unroll", cfg=cfg.dit)
     state = meshes.make_state(fresh, where, mesh)
     walk = meshes.make_step(functools.partial(step, cfg=cfg), state, mesh)
-    batches = windows.batches(folders, rates.batch, mesh, cfg)
+    batches = windows.batches(folders, rates.batch, mesh, cfg, twins=cfg.train.dit_twin > 0.0)
     around: Any = {"workdir": workdir, "mesh": mesh, "cfg": cfg}
     seen = watch.Watch(view, averaged, functools.partial(dit.lay_out, cfg=cfg.dit), **around) if view else None
     state = loop.Run(cfg, rates, workdir, mesh, cost(cfg), seen).fit(state, batches, walk)

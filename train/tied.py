@@ -36,7 +36,7 @@ def reference_ahead(key: jax.Array, batch: int, cfg: configs.TrainingConfig) -> 
 def velocity_error(
     p: dict, batch: windows.Batch, key: jax.Array, *, cfg: configs.TrainingConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Squared error of the velocity [B, N, c + k, h, w, C] of a tied window, its latents, and the levels [B, N].
+    """Error of the velocity [B, N, c + k, h, w, C] of a tied window, its latents, and the levels [B, N].
 
     batch: from `latents.window_dataset`; cfg: from `windows.sized`.
     """
@@ -58,9 +58,10 @@ def velocity_error(
         reference,
         tuple(rollout.voice_of(p, speaker, cfg=cfg) for speaker in speakers),
         ahead=reference_ahead(place_key, len(latent), cfg),
+        cross=windows.prompt(p, batch.get("text"), cfg),
         cfg=cfg,
     )
-    return jnp.square(v - flow.velocity(x0, noise)), x0, sigma
+    return v - flow.velocity(x0, noise), x0, sigma
 
 
 def whole_error(
@@ -75,9 +76,11 @@ def whole_error(
     noise = jax.random.normal(noise_key, x0.shape)
     speakers = windows.cut(windows.learned(vary_key, batch, cfg), 0, blocks * cfg.block_frames, cfg)
     voices = tuple(rollout.voice_of(p, each, cfg=cfg) for each in speakers)
-    v = window.teacher(
-        p, flow.add_noise(x0, noise, sigma[:, None, None, None, None]), sigma, reference, voices, cfg=cfg
+    noisy, cross = (
+        flow.add_noise(x0, noise, sigma[:, None, None, None, None]),
+        windows.prompt(p, batch.get("text"), cfg),
     )
+    v = window.teacher(p, noisy, sigma, reference, voices, cross=cross, cfg=cfg)
     shape = (len(x0), blocks, length, *x0.shape[2:])
-    error = jnp.square(v - flow.velocity(x0, noise))
+    error = v - flow.velocity(x0, noise)
     return error.reshape(shape), x0.reshape(shape), jnp.repeat(sigma[:, None], blocks, 1)

@@ -23,11 +23,14 @@ NOTHING = (
 )
 
 
-def batches(folders: str, batch: int, mesh: Mesh, cfg: configs.TrainingConfig) -> grain.DatasetIterator:
+def batches(
+    folders: str, batch: int, mesh: Mesh, cfg: configs.TrainingConfig, *, twins: bool = False
+) -> grain.DatasetIterator:
     """This process' rows of batches of windows, from folders as `latents.weighted` reads them."""
     share = meshes.share(batch, mesh)
     silence = mel.silence(cfg.sound) if isinstance(cfg.sound, configs.MelConfig) else None
-    data = latents.window_dataset(latents.weighted(folders), cfg, silence=silence, batch=batch // share.count)
+    rows = batch // share.count
+    data = latents.window_dataset(latents.weighted(folders), cfg, silence=silence, batch=rows, twins=twins)
     paired = latents.paired(share.of(data), cfg.train.dit_beside)
     return loop.batches(paired, threads=cfg.data.workers, prefetch=8)
 

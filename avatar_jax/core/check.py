@@ -183,8 +183,12 @@ def _train_mesh(cfg: configs.TrainingConfig) -> None:
         divides = size % mesh.tensor == 0
         _require(divides, "train.mesh.tensor", mesh.tensor, f"must divide config.dit.{name}={size}")
     _require(d.width % mesh.fsdp == 0, "train.mesh.fsdp", mesh.fsdp, f"must divide config.dit.width={d.width}")
-    pieces = mesh.data * mesh.fsdp * o.accumulate
-    told = f"must be a multiple of {pieces}, train.mesh.data x fsdp x train.dit.accumulate"
+    _require(cfg.train.dit_twin >= 0.0, "train.dit_twin", cfg.train.dit_twin, "must not be negative; 0: no twins")
+    twins = 2 if cfg.train.dit_twin else 1
+    pieces = mesh.data * mesh.fsdp * o.accumulate * twins
+    told = f"must be a multiple of {pieces}, train.mesh.data x fsdp x train.dit.accumulate" + " x 2 for twins" * (
+        twins - 1
+    )
     _require(o.batch % pieces == 0, "train.dit.batch", o.batch, told)
 
 
@@ -232,8 +236,6 @@ def validate(cfg: Run) -> Run:
         for name in ("vae", "decoder", "dit"):
             _optim(getattr(cfg.train, name), f"train.{name}")
         _train_mesh(cfg)
-        told = "windows tied by knots are not trained on text yet: must be None"
-        _require(not (cfg.stream.knot and cfg.text), "text", "...", told)
         beside = cfg.train.dit_beside
         _require(not (beside and cfg.text), "train.dit_beside", beside, "two speakers have two texts: must be 0")
         if cfg.train.distill:

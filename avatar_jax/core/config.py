@@ -261,6 +261,7 @@ class DataConfig:
     video_frames: int
     workers: int  # threads that draw ahead of the training step
     performed: float = 0.0  # share of clips whose signals wander through their range, and are never dropped
+    twinned: bool = False  # each clip comes with another of the same moment that differs in one small signal
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -282,6 +283,7 @@ class TrainConfig:
     dit_reference_span: tuple[int, int]  # rope position of the reference relative to the window's first latent
     dit_drop_signal: float = 0.0  # share of windows that lack a signal, wholly or in part; each signal by itself
     dit_whole: float = 0.0  # share of steps that see a window whole, at one noise level: they make the teacher
+    dit_twin: float = 0.0  # weight of the error of how a window differs from its twin, where there is one
     dit_beside: int = 0  # every so many batches hold pairs of pictures side by side, two speakers; 0: none
     distill: DistillConfig | None = None
     finetune: FinetuneConfig | None = None

@@ -173,9 +173,23 @@ def perform(rng: np.random.Generator, motion: Controls) -> Controls:
     Every control wanders through its range by itself, whatever is said; lids close for longer than in a blink.
     """
     length = len(motion)
-    fields = {name: size * _wander(rng, length, sigma) for name, (size, sigma) in _PERFORMED.items()}
-    fields["scale"] += 1.0
+    fields = {name: _performed(rng, name, length) for name in _PERFORMED}
     fields["blink"] = np.clip(1.5 * (_wander(rng, length, 4.0) - 0.5), 0.0, 1.0)
-    for name in ("brow", "smile"):
-        fields[name] = np.clip(fields[name], -1.0, 1.0)
     return dataclasses.replace(motion, **{name: value.astype(np.float32) for name, value in fields.items()})
+
+
+def _performed(rng: np.random.Generator, name: str, length: int) -> np.ndarray:
+    """One control of a performance. [T]"""
+    size, sigma = _PERFORMED[name]
+    wandered = getattr(NEUTRAL, name) + size * _wander(rng, length, sigma)
+    return np.clip(wandered, -1.0, 1.0) if name in SIGNALS["expression"] else wandered
+
+
+# Controls whose effect is a small part of what varies in a picture.
+_SMALL = ("x", "y", "scale", "gaze_x", "gaze_y", "brow", "smile")
+
+
+def twin(rng: np.random.Generator, motion: Controls) -> Controls:
+    """The same motion but for one control of `_SMALL`, which is performed anew."""
+    name = _SMALL[int(rng.integers(len(_SMALL)))]
+    return dataclasses.replace(motion, **{name: _performed(rng, name, len(motion)).astype(np.float32)})

@@ -3,7 +3,8 @@
 A record holds one clip of one identity: latents [1 + 3n, h, w, C] whose first is the reference image (also the VAE's
 first frame, as in a stream), and of the 12n video frames that follow it log-mel features [12n, audio_width], or those
 of an ear with layers [12n, layers, audio_width], and driving signals ("signal.<name>", [12n, width], deviations from
-rest); where the model reads text also the rows of a caption ("text", [n, text_width]).
+rest). A clip with a twin holds what differs in it under "twin.". Where the model reads text there are also the
+rows of a caption ("text", [n, text_width]).
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from avatar_jax.io.errors import InputError
 Record = dict[str, np.ndarray]
 Batch = dict[str, Any]
 SIGNAL = "signal."  # prefix of a signal's name in a record
+TWIN = "twin."  # prefix of what the twin of a clip has instead
 PERFORMED = "performed"  # whether a clip's signals move through their range, and are to be shown
 HUSHED = 0.5  # share of windows whose pauses become digital silence
 RESTED = 4  # video frames before and after, in which the mouth rests too
@@ -72,8 +74,8 @@ class _Window(grain.transforms.RandomMap):
     Before the clip's start the sound's left context is silence; where nobody knows its features, the first ones again.
     """
 
-    def __init__(self, cfg: TrainingConfig, silence: np.ndarray | None):
-        self._cfg, self._silence = cfg, silence
+    def __init__(self, cfg: TrainingConfig, silence: np.ndarray | None, *, twins: bool):
+        self._cfg, self._silence, self._twins = cfg, silence, twins
 
     def random_map(self, element: bytes, rng: np.random.Generator) -> Mapping[str, Any]:
         cfg, record = self._cfg, load(element)
@@ -91,13 +93,21 @@ class _Window(grain.transforms.RandomMap):
         heard = np.concatenate([np.repeat(silence[None], context, 0), sound])
         heard = heard.reshape(len(heard), cfg.dit.audio_layers, -1)
         start, frames = first * cfg.block_frames, cfg.window_latents * cfg.vae.temporal_stride
-        return {
-            "latent": latents[1 + first * length :][: cfg.window_latents],
+
+        def moving(prefix: str) -> Batch:
+            rows = {s.name: record[prefix + SIGNAL + s.name] for s in cfg.dit.signals}
+            return {
+                "latent": record[prefix + "latent"][1 + first * length :][: cfg.window_latents],
+                "signals": {name: each[None, start : start + frames] for name, each in rows.items()},
+            }
+
+        window = moving("") | {
             "reference": latents[:1],
             "features": heard[None, start : start + context + frames],
-            "signals": {s.name: record[SIGNAL + s.name][None, start : start + frames] for s in cfg.dit.signals},
             "performed": np.array([bool(record.get(PERFORMED, False))]),
-        } | caption(record, cfg)
+        }
+        twin = {"twin": moving(TWIN)} if self._twins and TWIN + "latent" in record else {}
+        return window | twin | caption(record, cfg)
 
 
 def caption(record: Record, cfg: TrainingConfig) -> dict[str, np.ndarray]:
@@ -121,9 +131,13 @@ def pauses(record: Record) -> np.ndarray:
 
 def beside(batch: Batch) -> Batch:
     """Pairs of windows as one picture each, the second on the right, both speakers in it; B becomes B / 2."""
-    wide = {name: np.concatenate([batch[name][::2], batch[name][1::2]], 3) for name in ("latent", "reference")}
-    both = {name: batch[name] for name in ("features", "signals", "performed")}
-    return wide | jax.tree.map(lambda rows: np.concatenate([rows[::2], rows[1::2]], 1), both)
+    axes = {"latent": 3, "reference": 3, "features": 1, "signals": 1, "performed": 1}
+
+    def join(axis: int, rows: Any) -> Any:
+        return jax.tree.map(lambda each: np.concatenate([each[::2], each[1::2]], axis), rows)
+
+    wide = {name: join(axes[name], rows) for name, rows in batch.items() if name in axes}
+    return wide | ({"twin": beside(batch["twin"])} if "twin" in batch else {})
 
 
 def paired(batches: grain.MapDataset, every: int) -> grain.MapDataset:
@@ -163,19 +177,30 @@ def weighted(text: str) -> dict[pathlib.Path, float]:
     return folders
 
 
-def _shuffled(folder: pathlib.Path, cfg: TrainingConfig) -> grain.MapDataset:
-    """Endless shuffled records of a folder. Raises ValueError."""
+def _shuffled(folder: pathlib.Path, cfg: TrainingConfig) -> tuple[grain.MapDataset, bool]:
+    """Endless shuffled records of a folder, and whether they have twins. Raises ValueError."""
     shards = sorted(str(path) for path in folder.glob("clips-*.array_record"))
     if not shards:
         raise ValueError(f"no encoded clips in {folder}; run train.latents with the same --workdir first")
     for shard in shards if cfg.dit.signals or cfg.dit.text_width else []:
         _check(shard, cfg)
     source: Any = grain.sources.ArrayRecordDataSource(shards)
-    return grain.MapDataset.source(source).seed(cfg.data.seed).shuffle().repeat()
+    return grain.MapDataset.source(source).seed(cfg.data.seed).shuffle().repeat(), TWIN + "latent" in load(source[0])
+
+
+def _mixed(parts: list[tuple[grain.MapDataset, float]]) -> tuple[grain.MapDataset, float]:
+    """Datasets with their weights as one, with the sum of them."""
+    (data, _), weights = parts[0], [weight for _, weight in parts]
+    return data if len(parts) == 1 else grain.MapDataset.mix([data for data, _ in parts], weights), sum(weights)
 
 
 def window_dataset(
-    folder: pathlib.Path | Mapping[pathlib.Path, float], cfg: TrainingConfig, *, silence: np.ndarray | None, batch: int
+    folder: pathlib.Path | Mapping[pathlib.Path, float],
+    cfg: TrainingConfig,
+    *,
+    silence: np.ndarray | None,
+    batch: int,
+    twins: bool = False,
 ) -> grain.MapDataset:
     """Endless shuffled batches of windows: latent [B, F, h, w, C], reference [B, 1, ...], features [B, S, A, l, W].
 
@@ -183,16 +208,25 @@ def window_dataset(
     reads it "text" [B, text_tokens, text_width]. S speakers: one (`paired` makes two). Of several folders, each gives
     windows in proportion to its weight, and shuffles and repeats by itself.
 
+    With `twins`, folders whose clips have them give batches of their own: half as many windows, and as many more under
+    "twin", their latents and signals.
+
     Args:
       folder: where the shards are.
       cfg: the run.
       silence: features of digital silence [W], or None for an ear that has none.
       batch: windows of a batch.
+      twins: whether to give twins.
 
     Raises:
       ValueError: no shards in a folder, or shards without that text or those signals.
     """
     weights = {folder: 1.0} if isinstance(folder, pathlib.Path) else folder
-    parts = [_shuffled(part, cfg) for part in weights]
-    records = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, list(weights.values()))
-    return records.random_map(_Window(cfg, silence)).batch(batch)
+    alone, twinned = [], []
+    for part, weight in weights.items():
+        records, has_twins = _shuffled(part, cfg)
+        (twinned if twins and has_twins else alone).append((records, weight))
+    window = _Window(cfg, silence, twins=twins)
+    sizes = ((alone, batch), (twinned, batch // 2))
+    batches = [(_mixed(parts), size) for parts, size in sizes if parts]
+    return _mixed([(data.random_map(window).batch(size), weight) for (data, weight), size in batches])[0]

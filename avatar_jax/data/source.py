@@ -6,12 +6,12 @@ from typing import Any
 import grain
 import numpy as np
 
-from avatar_jax.data.controls import perform, sample_motion
+from avatar_jax.data.controls import perform, sample_motion, twin
 from avatar_jax.data.identity import Identity, sample_identity
 from avatar_jax.data.speech import utterance
 from avatar_jax.data.world import reference, render_clip
 
-WHO, SPEECH, MOTION, PORTRAIT, ACT = range(5)  # one independent generator each
+WHO, SPEECH, MOTION, PORTRAIT, ACT, TWIN = range(6)  # one independent generator each
 
 
 def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
@@ -37,8 +37,11 @@ def clip(
     audio_hz: int = 16_000,
     fps: int = 25,
     performed: bool = False,
+    twinned: bool = False,
 ) -> dict[str, np.ndarray]:
     """One identity says one utterance; `performed`, with head, eyes and brows of `controls.perform`.
+
+    `twinned`, with "twin_frames" and "twin_controls" besides: the same moment but for one control (`controls.twin`).
 
     Returns:
       "frames" uint8 [T, size, size, 3], "waveform" float32 [T audio_hz / fps], "reference" uint8 [size, size, 3],
@@ -56,20 +59,24 @@ def clip(
     )
     if performed:
         motion = perform(_generator(seed, index, ACT), motion)
-    return {
+    drawn = {
         "frames": render_clip(who, motion, size),
         "waveform": spoken.waveform,
         "reference": reference(who, _generator(seed, index, PORTRAIT), size),
         "controls": motion.as_array(),
         "identity": who.vector(),
     }
+    if not twinned:
+        return drawn
+    other = twin(_generator(seed, index, TWIN), motion)
+    return drawn | {"twin_frames": render_clip(who, other, size), "twin_controls": other.as_array()}
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldSource:
     """`count` clips of `video_frames` frames, random access: a `grain.RandomAccessDataSource`.
 
-    A share of them is performed.
+    A share of them is performed; `twinned`, each comes with its twin.
     """
 
     seed: int
@@ -77,6 +84,7 @@ class WorldSource:
     video_frames: int
     count: int
     performed: float = 0.0
+    twinned: bool = False
 
     def __len__(self) -> int:
         return self.count
@@ -85,7 +93,14 @@ class WorldSource:
         if not 0 <= index < self.count:
             raise IndexError(f"clip {index} of {self.count}")
         acted = performs(self.seed, int(index), self.performed)
-        drawn = clip(self.seed, int(index), video_frames=self.video_frames, size=self.size, performed=acted)
+        drawn = clip(
+            self.seed,
+            int(index),
+            video_frames=self.video_frames,
+            size=self.size,
+            performed=acted,
+            twinned=self.twinned,
+        )
         return drawn | {"performed": np.array(acted)}
 
 

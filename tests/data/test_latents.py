@@ -131,6 +131,30 @@ def test_the_drawn_world_gives_the_signals_of_the_driven_avatar():
         assert (np.abs(np.log(deviations / signal.spread)) < 0.4).all(), (signal.name, deviations)
 
 
+def test_twins_come_in_batches_of_their_own(folder, tmp_path_factory, cfg):
+    """Half as many windows, each beside its twin of the same moment; who does not ask for them sees clips as others."""
+    driven = with_signals(cfg, Signal("head", (0.1, 0.1)))
+    other = tmp_path_factory.mktemp("twins")
+    records = [
+        record | {"twin.latent": record["latent"] + 50.0, "twin.signal.head": record["signal.head"] + 0.5}
+        for record in latents.read_shard(latents.shard_path(folder, 0))
+    ]
+    latents.write_shard(latents.shard_path(other, 0), records)
+    both, wide, twinned = {folder: 1.0, other: 1.0}, [], 0
+    data = latents.window_dataset(both, driven, silence=mel.silence(cfg.mel), batch=4, twins=True)
+    for _, batch in zip(range(8), latents.paired(data, 2), strict=False):
+        wide.append(batch["latent"].shape[3] == 4)
+        if "twin" not in batch:
+            continue
+        twinned += 1
+        assert batch["latent"].shape[0] == batch["features"].shape[0] == 2 - wide[-1]
+        np.testing.assert_array_equal(batch["twin"]["latent"], batch["latent"] + 50.0)
+        np.testing.assert_array_equal(batch["twin"]["signals"]["head"], batch["signals"]["head"] + 0.5)
+    assert wide == [False, True] * 4 and twinned == 4
+    plain = latents.window_dataset(both, driven, silence=mel.silence(cfg.mel), batch=4)
+    assert all("twin" not in batch and len(batch["latent"]) == 4 for _, batch in zip(range(4), plain, strict=False))
+
+
 def test_no_shards_is_one_clear_line(tmp_path, cfg):
     with pytest.raises(ValueError, match=r"run train\.latents"):
         dataset(tmp_path, cfg)

@@ -74,6 +74,18 @@ def test_an_actor_moves_all_but_the_mouth():
     assert np.abs(together - np.eye(len(driven))).max() < 0.5
 
 
+def test_twins_differ_in_one_small_signal():
+    differing = set()
+    for index in range(24):
+        pair = clip(2, index, video_frames=24, size=64, performed=True, twinned=True)
+        alone = clip(2, index, video_frames=24, size=64, performed=True)
+        np.testing.assert_array_equal(pair["frames"], alone["frames"])
+        (changed,) = np.flatnonzero((pair["controls"] != pair["twin_controls"]).any(0))
+        assert pair["twin_frames"].shape == pair["frames"].shape
+        differing.add(controls.CONTROL_NAMES[changed])
+    assert len(differing) > 4 and not differing & {"mouth_open", "mouth_width", "yaw", "pitch", "roll", "blink"}
+
+
 def test_a_share_of_the_clips_is_performed():
     some = dataclasses.replace(SMALL, count=40, performed=0.5)
     marked = [bool(some[index]["performed"]) for index in range(40)]

@@ -11,7 +11,7 @@ import pytest
 
 from avatar_jax.core import lora, spec, tree
 from avatar_jax.core.check import validate
-from avatar_jax.core.config import DistillConfig, TrainingConfig, Umt5Config
+from avatar_jax.core.config import DistillConfig, TrainingConfig
 from avatar_jax.data import latents
 from avatar_jax.models import dit
 from avatar_jax.stream import rollout, window
@@ -20,7 +20,7 @@ from tests.train import test_stages
 from train import distill, pretrain, windows
 
 BLOCKS = 2
-READS = Umt5Config(16, 8, 8, 2, 1, 8, 4, 8, 1e-6)
+READS = test_stages.READS
 KEY = 2  # of a rollout whose exit step is its second
 STREAM = jax.jit(distill.stream, static_argnums=3)
 TASK = jax.jit(distill.task_of, static_argnums=3)

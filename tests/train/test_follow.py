@@ -11,6 +11,7 @@ import pytest
 
 from avatar_jax.core import spec
 from avatar_jax.core.check import validate
+from avatar_jax.core.config import Signal
 from avatar_jax.io import weights as weight_files
 from avatar_jax.models import dit
 from tests.train import mini, test_distill, test_stages
@@ -45,6 +46,26 @@ def test_where_the_teacher_sees_no_more_there_is_nothing_to_learn():
         base, batch = test_distill.weights_of(each), test_stages.window(each)
         loss = jax.jit(functools.partial(follow.loss_fn, cfg=each))(base, batch, jax.random.key(0), base)[0]
         assert (float(loss) > 1e-6) is there_is, float(loss)
+
+
+def test_twins_are_led_apart():
+    """A twin that is the same window adds nothing; of another, how the two are told apart counts besides."""
+    cfg = test_distill.run()
+    cfg = dataclasses.replace(
+        cfg,
+        dit=dataclasses.replace(cfg.dit, signals=(Signal("head", (1.0, 1.0)),)),
+        train=dataclasses.replace(cfg.train, dit_twin=1.0),
+    )
+    base, batch = test_distill.weights_of(cfg), test_stages.window(cfg)
+    judge = jax.jit(functools.partial(follow.loss_fn, cfg=cfg))
+    same = {"latent": batch["latent"], "signals": batch["signals"]}
+    alone, _ = judge(base, batch, jax.random.key(0), base)
+    total, scalars = judge(base, batch | {"twin": same}, jax.random.key(0), base)
+    assert float(scalars["loss_twin"]) == 0.0 and float(total) == pytest.approx(float(alone), rel=1e-5)
+    turned = same | {"signals": {"head": batch["signals"]["head"] + 1.0}}
+    total, scalars = judge(base, batch | {"twin": turned}, jax.random.key(0), base)
+    assert float(scalars["loss_twin"]) > 0.0
+    assert float(total) == pytest.approx(float(scalars["loss"] + scalars["loss_twin"]))
 
 
 def test_a_past_at_no_step_of_its_own_is_not_led():

@@ -12,7 +12,7 @@ import pytest
 
 from avatar_jax.core import spec
 from avatar_jax.core.check import validate
-from avatar_jax.core.config import Signal, TrainingConfig
+from avatar_jax.core.config import Signal, TrainingConfig, Umt5Config
 from avatar_jax.data import latents
 from avatar_jax.models import dit, vae
 from avatar_jax.stream.state import Speaker
@@ -21,6 +21,7 @@ from configs.tiny import get_config
 from train import loop, optim, pretrain, windows
 from train import vae as train_vae
 
+READS = Umt5Config(16, 8, 8, 2, 1, 8, 4, 8, 1e-6)
 LOSS = jax.jit(pretrain.loss_fn, static_argnames="cfg")
 LEARN = jax.jit(jax.value_and_grad(pretrain.loss_fn, has_aux=True), static_argnames="cfg")
 
@@ -151,6 +152,39 @@ def test_signals_train_where_the_sound_is_dropped():
     assert float(jnp.abs(gradient["signals"]["head"]["in"]["w"]).max()) > 0.0
 
 
+def test_twins_are_judged_by_how_they_differ():
+    """Of what a window and its twin share nothing is left: a constant error of both is none, the signal is all."""
+    x0, other = jnp.ones((1, 2, 3, 2, 2, 4)), jnp.ones((1, 2, 3, 2, 2, 4)).at[0, 1, 0, 0, 0, 0].add(0.1)
+    wrong, ones = jnp.full(x0.shape, 7.0), jnp.ones((1, 2))
+    np.testing.assert_array_equal(pretrain.twin_error(wrong - wrong, x0 - other, ones), 0.0)
+    deaf = pretrain.twin_error(x0 - other, x0 - other, ones)  # draws both alike: misses all by which they differ
+    assert deaf[0, 0] == 0.0 and 0.5 < float(deaf.mean()) < 1.0
+    larger = pretrain.twin_error(3.0 * (x0 - other), 3.0 * (x0 - other), ones)
+    assert float(deaf[0, 1]) < float(larger[0, 1]) < 2.0 + 1e-6
+
+
+def test_a_signal_is_learned_from_twins():
+    """One step down the twins' loss makes their drawings differ more as they should; noise and levels are the same."""
+    cfg = small()
+    cfg.dit = dataclasses.replace(cfg.dit, signals=(Signal("head", (1.0, 1.0)),))
+    cfg.train = dataclasses.replace(cfg.train, dit_twin=1.0)
+    p = spec.init(dit.spec(cfg.dit), jax.random.key(0))
+    p = dit.lay_out(
+        jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(1), leaf.shape), p), cfg.dit
+    )
+    batch = window(cfg)
+    same = batch | {"twin": {name: batch[name] for name in ("latent", "signals")}}
+    scalars = LOSS(p, same, jax.random.key(2), cfg=cfg)[1]
+    assert float(scalars["loss_twin"]) == 0.0
+    assert float(scalars["loss"]) == pytest.approx(float(LOSS(p, batch, jax.random.key(2), cfg=cfg)[0]), rel=1e-5)
+    turned = {"latent": batch["latent"] + 0.1, "signals": {"head": batch["signals"]["head"] + 1.0}}
+    pair = batch | {"twin": turned}
+    (loss, before), gradient = LEARN(p, pair, jax.random.key(2), cfg=cfg)
+    assert float(loss) == pytest.approx(float(before["loss"] + before["loss_twin"]), rel=1e-5)
+    stepped = jax.tree.map(lambda leaf, slope: leaf - 1e-3 * slope, p, gradient)
+    assert float(LOSS(stepped, pair, jax.random.key(2), cfg=cfg)[1]["loss_twin"]) < float(before["loss_twin"])
+
+
 def test_the_loss_looks_where_the_picture_moves():
     still = jnp.ones((1, 4, 2, 2, 3))
     moving = still.at[0, :, 1, 0].add(jnp.arange(4.0)[:, None])
@@ -206,3 +240,27 @@ def test_the_knot_engine_learns_from_tied_windows(beside: bool, whole: float):
     loss, gradient = LEARN(p, given, jax.random.key(1), cfg=cfg)
     assert float(loss[0]) == pytest.approx(2.0, abs=0.3)  # noise and data of variance 1 each
     assert float(jnp.abs(gradient["head"]["out"]["w"]).max()) > 0.0
+
+
+def test_the_knot_engine_reads_captions_and_signals():
+    """In tied windows and in whole ones."""
+    cfg, knot = small(), tiny_knot.get_config()
+    reads = {"text_width": 8, "text_tokens": 4, "condition_channels": 20, "signals": (Signal("head", (1.0, 1.0)),)}
+    cfg = dataclasses.replace(cfg, stream=knot.stream, dit=dataclasses.replace(cfg.dit, **reads))
+    cfg = dataclasses.replace(cfg, text=READS, train=dataclasses.replace(cfg.train, dit_whole=0.5, dit_twin=1.0))
+    drawn = spec.init(dit.spec(validate(cfg).dit), jax.random.key(0))
+    p = dit.lay_out(
+        jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(1), leaf.shape), drawn), cfg.dit
+    )
+    said = jax.random.normal(jax.random.key(9), (2, 4, 8))
+    batch = window(cfg) | {"text": said}
+    turned = batch | {"signals": {"head": batch["signals"]["head"] + 1.0}}
+    twins = batch | {"twin": {"latent": batch["latent"] + 0.1, "signals": turned["signals"]}}
+    ways = [bool(jax.random.uniform(jax.random.split(jax.random.key(n))[1]) < 0.5) for n in range(8)]
+    for number in (ways.index(True), ways.index(False)):
+        losses = [
+            float(LOSS(p, given, jax.random.key(number), cfg=cfg)[0])
+            for given in (batch, batch | {"text": -said}, turned)
+        ]
+        assert len(set(losses)) == 3
+        assert float(LOSS(p, twins, jax.random.key(number), cfg=cfg)[1]["loss_twin"]) > 0.0
